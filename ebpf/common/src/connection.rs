@@ -1,0 +1,167 @@
+use crate::{Address, Decision, Endpoint, PodId};
+
+/// A TCP connection as both its ends see it: the lower of the two endpoints (address words
+/// compared as they stand, then ports) is `low`. Key of the map `CONNECTIONS` (hash).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ConnectionKey {
+    /// Address of the lower endpoint.
+    pub low: Address,
+    /// Address of the higher endpoint.
+    pub high: Address,
+    /// Port of the lower endpoint, host byte order.
+    pub low_port: u16,
+    /// Port of the higher endpoint, host byte order.
+    pub high_port: u16,
+}
+
+/// One end of a connection. Key of the map `SOCKETS` (sock hash).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SocketKey {
+    /// Address of this end.
+    pub local: Address,
+    /// Address of the other end.
+    pub remote: Address,
+    /// Port of this end, host byte order.
+    pub local_port: u16,
+    /// Port of the other end, host byte order.
+    pub remote_port: u16,
+}
+
+impl SocketKey {
+    /// The other end's key.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+        }
+    }
+
+    /// The key of the connection, and whether this end is its lower one.
+    #[inline(always)]
+    pub fn connection(&self) -> (ConnectionKey, bool) {
+        let lower = if self.local.0[3] != self.remote.0[3] {
+            self.local.0[3] < self.remote.0[3]
+        } else if self.local.0[2] != self.remote.0[2] {
+            self.local.0[2] < self.remote.0[2]
+        } else if self.local.0[1] != self.remote.0[1] {
+            self.local.0[1] < self.remote.0[1]
+        } else if self.local.0[0] != self.remote.0[0] {
+            self.local.0[0] < self.remote.0[0]
+        } else {
+            self.local_port <= self.remote_port
+        };
+        let (low, high, low_port, high_port) = if lower {
+            (self.local, self.remote, self.local_port, self.remote_port)
+        } else {
+            (self.remote, self.local, self.remote_port, self.local_port)
+        };
+        (ConnectionKey { low, high, low_port, high_port }, lower)
+    }
+}
+
+/// The path of a connection.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Path {
+    /// The mesh leaves it alone.
+    Untouched = 0,
+    /// From socket to socket on this node.
+    Direct = 1,
+    /// Through the node's proxy and an mTLS tunnel.
+    Tunnel = 2,
+    /// Through a proxy that speaks HTTP.
+    L7 = 3,
+}
+
+/// What the kernel attests to the node's proxy about an accepted connection: the value of
+/// `getsockopt(SOL_IP, SO_WEFT_ORIGIN)`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Origin {
+    /// What the client dialled (a service or a pod).
+    pub destination: Endpoint,
+    /// The backend that was chosen.
+    pub backend: Endpoint,
+    /// The client's own endpoint.
+    pub source: Endpoint,
+    /// The client's pod.
+    pub pod: PodId,
+}
+
+/// What the proxy tells the kernel before it connects to a pod on behalf of a remote client:
+/// `setsockopt(SOL_IP, SO_WEFT_SOURCE)`. The kernel judges the pod's ingress policy for this
+/// source as proven, and shows it to the pod as its peer.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ProvenSource {
+    /// The client's endpoint. Its identity has been verified by the proxy.
+    pub source: Endpoint,
+    /// What the client dialled.
+    pub destination: Endpoint,
+}
+
+/// Option of level `SOL_IP` that answers with [`Origin`].
+pub const SO_WEFT_ORIGIN: i32 = 0x5745;
+/// Option of level `SOL_IP` that takes [`ProvenSource`].
+pub const SO_WEFT_SOURCE: i32 = 0x5746;
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`, of levels `SOL_IP` and `SOL_IPV6`.
+pub const SO_ORIGINAL_DST: i32 = 80;
+
+/// A TCP connection of a pod in the mesh. Value of the map `CONNECTIONS`. It lives from the
+/// client's `TCP_CONNECT_CB` (or, for a client elsewhere, from the server's
+/// `PASSIVE_ESTABLISHED_CB`) until either socket closes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connection {
+    /// What the client dialled, the backend chosen for it, and who the client is. For a
+    /// connection of the proxy to a pod: the remote client.
+    pub origin: Origin,
+    /// The server's pod, if it is on this node.
+    pub server: PodId,
+    /// What admitted it.
+    pub decision: Decision,
+    /// The generation of the policy that admitted it.
+    pub generation: u32,
+    /// A [`Path`].
+    pub path: u8,
+    /// `CONNECTION_*` bits.
+    pub flags: u8,
+    /// Non-zero where bytes from the lower end are in TCP and must be read before redirection.
+    pub low_held: u8,
+    /// The same for bytes from the higher end.
+    pub high_held: u8,
+    /// Always 0.
+    pub unused: u32,
+    /// When it was opened (`bpf_ktime_get_ns`).
+    pub opened: u64,
+    /// Address of the lower end's `tcp_sock`; 0 while not established, and after its close.
+    pub low_sock: u64,
+    /// Address of the higher end's `tcp_sock`.
+    pub high_sock: u64,
+    /// Bytes redirected from the lower end.
+    pub low_bytes: u64,
+    /// Bytes redirected from the higher end.
+    pub high_bytes: u64,
+}
+
+/// The client is the lower end.
+pub const CONNECTION_CLIENT_LOW: u8 = 1;
+/// The client's identity is proven: attested by this kernel, or verified by the proxy.
+pub const CONNECTION_PROVEN: u8 = 1 << 1;
+/// Both sockets may be joined.
+pub const CONNECTION_ACCELERATE: u8 = 1 << 2;
+/// The client's socket is the proxy's.
+pub const CONNECTION_FROM_PROXY: u8 = 1 << 3;
+/// The server's socket is the proxy's.
+pub const CONNECTION_TO_PROXY: u8 = 1 << 4;
+/// Both ends are established.
+pub const CONNECTION_ESTABLISHED: u8 = 1 << 5;
+/// It has been found forbidden, and is being cut.
+pub const CONNECTION_CUT: u8 = 1 << 6;
+
+crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection);

@@ -1,0 +1,36 @@
+//! Types that both sides of a BPF map share, and the decision that is taken on them.
+//!
+//! Everything here is `#[repr(C)]` without implicit padding, so that the bytes in a map are
+//! defined. [`LAYOUT_VERSION`] names the layout; an agent adopts pinned maps only of its own.
+//! [`judge`] is the one implementation of the policy lookup: the eBPF programs run it over
+//! kernel maps, and the tests of `weft-model` over the same tables in memory.
+#![no_std]
+
+mod address;
+mod connection;
+mod flow;
+mod judge;
+mod mesh;
+mod service;
+
+pub use address::*;
+pub use connection::*;
+pub use flow::*;
+pub use judge::*;
+pub use mesh::*;
+pub use service::*;
+
+/// Changes whenever the meaning or layout of a type or map changes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Marks types as plain bytes for aya.
+macro_rules! pod {
+    ($($t:ty),* $(,)?) => {
+        $(
+            #[cfg(feature = "user")]
+            // SAFETY: `repr(C)`, without padding, and every bit pattern is a value.
+            unsafe impl aya::Pod for $t {}
+        )*
+    };
+}
+pub(crate) use pod;

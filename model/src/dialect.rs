@@ -1,0 +1,1 @@
+//! Manifests of every dialect, read into resources of the mesh.

@@ -1,0 +1,1 @@
+//! The reference evaluator: what the compiled tables must say.
