@@ -1,1 +1,3 @@
+//! The `weft` command.
+
 fn main() {}

@@ -1,0 +1,5 @@
+//! The node agent and the `weft` command line.
+//!
+//! One direction only: [`source`] reads manifests, `weft_model::dialect` turns them into a mesh,
+//! `weft_model::compile` compiles it for this node, [`reconcile`] brings the tables into the
+//! kernel ([`kernel`]) and tells the proxy and the tools what is in force.
