@@ -3,3 +3,6 @@
 //! One direction only: [`source`] reads manifests, `weft_model::dialect` turns them into a mesh,
 //! `weft_model::compile` compiles it for this node, [`reconcile`] brings the tables into the
 //! kernel ([`kernel`]) and tells the proxy and the tools what is in force.
+
+pub mod ca;
+pub mod identity;
