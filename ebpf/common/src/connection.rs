@@ -114,7 +114,8 @@ pub const SO_ORIGINAL_DST: i32 = 80;
 
 /// A TCP connection of a pod in the mesh. Value of the map `CONNECTIONS`. It lives from the
 /// client's `TCP_CONNECT_CB` (or, for a client elsewhere, from the server's
-/// `PASSIVE_ESTABLISHED_CB`) until either socket closes.
+/// `PASSIVE_ESTABLISHED_CB`) until those of its sockets that are on this node have closed; it
+/// vouches for a SYN only while its client's socket is there.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Connection {
@@ -137,9 +138,10 @@ pub struct Connection {
     pub high_held: u8,
     /// Always 0.
     pub unused: u32,
-    /// When it was opened (`bpf_ktime_get_ns`).
+    /// When it was opened (`bpf_ktime_get_ns`); 0 once its close has been counted.
     pub opened: u64,
-    /// Address of the lower end's `tcp_sock`; 0 while not established, and after its close.
+    /// Address of the lower end's `tcp_sock`: a client's from `TCP_CONNECT_CB`, a server's from
+    /// `PASSIVE_ESTABLISHED_CB`, 0 before and after its close.
     pub low_sock: u64,
     /// Address of the higher end's `tcp_sock`.
     pub high_sock: u64,
@@ -163,5 +165,7 @@ pub const CONNECTION_TO_PROXY: u8 = 1 << 4;
 pub const CONNECTION_ESTABLISHED: u8 = 1 << 5;
 /// It has been found forbidden, and is being cut.
 pub const CONNECTION_CUT: u8 = 1 << 6;
+/// Its client is elsewhere: the server's end made the record.
+pub const CONNECTION_ACCEPTED: u8 = 1 << 7;
 
 crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection);

@@ -8,17 +8,23 @@
 
 mod address;
 mod connection;
+mod datagram;
 mod flow;
 mod judge;
 mod mesh;
 mod service;
+mod socket;
+mod usage;
 
 pub use address::*;
 pub use connection::*;
+pub use datagram::*;
 pub use flow::*;
 pub use judge::*;
 pub use mesh::*;
 pub use service::*;
+pub use socket::*;
+pub use usage::*;
 
 /// Changes whenever the meaning or layout of a type or map changes.
 pub const LAYOUT_VERSION: u32 = 1;
