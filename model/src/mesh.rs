@@ -2,6 +2,7 @@
 
 mod authorization;
 mod labels;
+mod lookup;
 mod origin;
 mod policy;
 mod workload;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 pub use authorization::*;
 pub use labels::*;
+pub use lookup::*;
 pub use origin::*;
 pub use policy::*;
 pub use workload::*;
