@@ -6,6 +6,7 @@ mod checks;
 mod repository;
 mod setup;
 mod steps;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -36,6 +37,11 @@ enum Command {
         #[arg(long)]
         no_end_to_end: bool,
     },
+    /// Run the tests that face the kernel on other kernels, in QEMU (root to install it).
+    VmTest {
+        /// Only on these kernels, as `6.1`.
+        kernels: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -53,5 +59,6 @@ fn main() -> Result<()> {
             artifacts::build(&mut steps).map(drop)
         }
         Command::Test { no_end_to_end } => checks::run(&mut steps, no_end_to_end),
+        Command::VmTest { kernels } => vm::run(&mut steps, &kernels),
     }
 }

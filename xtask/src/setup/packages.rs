@@ -77,4 +77,6 @@ pub const PACKAGES: &[Package] = &[
     package("qemu-system-x86", Purpose::Vm, &["qemu-system-x86_64"], "machines with other kernels"),
     package("busybox-static", Purpose::Vm, &["busybox"], "user space of those machines"),
     package("cpio", Purpose::Vm, &["cpio"], "their initial file system"),
+    package("kmod", Purpose::Vm, &["depmod"], "dependencies of their modules"),
+    package("xz-utils", Purpose::Vm, &["xz"], "to unpack those modules"),
 ];
