@@ -175,7 +175,7 @@ mod tests {
         image.add_kernel_modules(&kernel, &["veth".into(), "bridge".into()])?;
         image.add_command("ip")?;
         image.add_suite(
-            "echo 'weft-vm: begin ip'\n/usr/bin/ip link add a type veth peer name b && /usr/bin/ip link && \
+            "echo 'weft-vm: begin ip'\n/usr/bin/ip link add weft0 type veth peer name weft1 && /usr/bin/ip link && \
              cat /proc/mounts && ls /sys/kernel/btf\necho \"weft-vm: status $?\"\n",
         )?;
         let archive = image.pack()?;
