@@ -1,0 +1,4 @@
+//! Pairs of proxies.
+
+mod support;
+mod tunnels;

@@ -1,0 +1,167 @@
+//! A worker thread: its listeners, its tunnels, its connections.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Builder;
+use tokio::task::{AbortHandle, LocalSet};
+use tokio::time::{Instant, MissedTickBehavior};
+use weft_common::PodId;
+
+use crate::bounds::Shares;
+use crate::proxy::Shared;
+use crate::tunnel::Pool;
+use crate::{inbound, listener, outbound};
+
+/// What the connections of a thread have in common.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Rc<Pool>,
+    /// Outbound connections, by this node's pod.
+    pub(crate) clients: Shares<PodId>,
+    /// Inbound connections, by the client's address.
+    pub(crate) sources: Shares<IpAddr>,
+    /// Handshakes of tunnels, by the peer's address.
+    pub(crate) handshakes: Shares<IpAddr>,
+    complaints: Complaints,
+}
+
+impl Worker {
+    /// Reports a refused connection. Since a pod can cause any number of them, only one a second
+    /// is shown above debug level.
+    pub(crate) fn complain(&self, peer: SocketAddr, failure: &dyn std::fmt::Display) {
+        match self.complaints.take() {
+            Some(unseen) => {
+                tracing::warn!(%peer, %failure, unseen, "connection refused");
+            }
+            None => tracing::debug!(%peer, %failure, "connection refused"),
+        }
+    }
+}
+
+struct Complaints {
+    last: Cell<Option<Instant>>,
+    unseen: Cell<u64>,
+}
+
+impl Complaints {
+    /// How many were not shown since the last one, if this one may be.
+    fn take(&self) -> Option<u64> {
+        let recently = |last: Instant| last.elapsed() < Duration::from_secs(1);
+        if self.last.get().is_some_and(recently) {
+            self.unseen.set(self.unseen.get() + 1);
+            return None;
+        }
+        self.last.set(Some(Instant::now()));
+        Some(self.unseen.take())
+    }
+}
+
+/// Runs a worker until the proxy stops.
+pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
+    let runtime =
+        Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    let limits = &shared.limits;
+    let worker = Rc::new(Worker {
+        pool: Rc::default(),
+        clients: Shares::new(limits.connections_per_pod.div_ceil(threads)),
+        sources: Shares::new(limits.connections_per_pod.div_ceil(threads)),
+        handshakes: Shares::new(limits.handshakes_per_peer),
+        complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
+        shared,
+    });
+    LocalSet::new().block_on(&runtime, supervise(worker));
+    Ok(())
+}
+
+/// Keeps the listeners that the settings ask for, and closes what is no longer of use.
+async fn supervise(worker: Rc<Worker>) {
+    const SWEEP: Duration = Duration::from_secs(5);
+    const RETRY: Duration = Duration::from_millis(500);
+
+    let mut changes = worker.shared.changes();
+    let mut stopping = worker.shared.stopping.subscribe();
+    let mut listeners = Listeners::default();
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !*stopping.borrow_and_update() {
+        let complete = listeners.follow(&worker);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { break },
+            stopped = stopping.changed() => if stopped.is_err() { break },
+            _ = sweep.tick() => {}
+            () = tokio::time::sleep(RETRY), if !complete => {}
+        }
+        let snapshot = worker.shared.snapshot();
+        worker.pool.sweep(&worker.shared.limits, |id| snapshot.credentials(id).cloned());
+    }
+    listeners.close();
+    worker.pool.close();
+    let drained = async {
+        while !(worker.clients.is_unused() && worker.sources.is_unused()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(worker.shared.limits.drain, drained).await;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Kind {
+    Outbound,
+    Inbound,
+}
+
+#[derive(Default)]
+struct Listeners(HashMap<(Kind, SocketAddr), AbortHandle>);
+
+impl Listeners {
+    /// Opens and closes listeners as the settings say; false if one could not be opened.
+    fn follow(&mut self, worker: &Rc<Worker>) -> bool {
+        let snapshot = worker.shared.snapshot();
+        let outbound = snapshot.outbound.iter().map(|address| (Kind::Outbound, *address));
+        let inbound = snapshot.inbound.iter().map(|address| (Kind::Inbound, *address));
+        let wanted: Vec<_> = outbound.chain(inbound).collect();
+        self.0.retain(|key, task| {
+            let keep = wanted.contains(key);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let mut complete = true;
+        for key @ (kind, address) in wanted {
+            if self.0.contains_key(&key) {
+                continue;
+            }
+            match listener::listen(address) {
+                Ok(listener) => {
+                    tracing::info!(%address, ?kind, "listening");
+                    let worker = worker.clone();
+                    let task = match kind {
+                        Kind::Outbound => {
+                            tokio::task::spawn_local(outbound::serve(worker, listener))
+                        }
+                        Kind::Inbound => tokio::task::spawn_local(inbound::serve(worker, listener)),
+                    };
+                    self.0.insert(key, task.abort_handle());
+                }
+                Err(error) => {
+                    tracing::error!(%address, ?kind, %error, "cannot listen; trying again");
+                    complete = false;
+                }
+            }
+        }
+        complete
+    }
+
+    fn close(&mut self) {
+        for (_, task) in self.0.drain() {
+            task.abort();
+        }
+    }
+}
