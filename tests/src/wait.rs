@@ -1,0 +1,31 @@
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How long a condition may take before its wait is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a condition that nothing announces.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// Looks at a condition until it gives a value; `what` names it in the error.
+pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> Result<T> {
+    eventually_within(PATIENCE, what, condition)
+}
+
+/// As [`eventually`], with its own limit.
+pub fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {limit:?} in vain: {what}");
+        }
+        std::thread::sleep(INTERVAL);
+    }
+}
