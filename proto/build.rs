@@ -6,6 +6,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // What tools print as JSON. Nothing of proxy.proto: it carries keys.
+    let mut builder = tonic_prost_build::configure();
+    for message in [
+        "Peer",
+        "Flow",
+        "Rule",
+        "StatusResponse",
+        "MapUse",
+        "Program",
+        "ExplainResponse",
+        "Step",
+    ] {
+        builder = builder.type_attribute(
+            format!("weft.v1.{message}"),
+            "#[derive(::serde::Serialize, ::serde::Deserialize)] #[serde(default)]",
+        );
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

@@ -6,3 +6,8 @@
 
 pub mod ca;
 pub mod identity;
+pub mod api;
+pub mod explain;
+pub mod flows;
+pub mod snapshot;
+pub mod source;

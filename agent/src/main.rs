@@ -1,3 +1,10 @@
 //! The `weft` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use weft_agent::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

@@ -1,0 +1,221 @@
+//! Configuration for the node's proxy.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use weft_model::mesh::{Mesh, Node};
+use weft_proto::v1::proxy_config_server::ProxyConfig;
+use weft_proto::v1::{Certificate, ProxySettings, Update, WatchRequest, Workload};
+
+use crate::ca::Issued;
+use crate::identity::SpiffeId;
+
+/// Workloads in one message: well below gRPC's limit of 4 MiB.
+const CHUNK: usize = 2000;
+
+/// Everything that the proxy is to know.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProxyState {
+    settings: ProxySettings,
+    workloads: BTreeMap<Arc<str>, Arc<Workload>>,
+    certificates: BTreeMap<SpiffeId, Arc<Certificate>>,
+    trust_roots: Vec<u8>,
+    /// Whether it is complete: before the first policy has been applied it is not.
+    complete: bool,
+}
+
+/// The ports at which every node's proxy listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyPorts {
+    /// For the node's own pods.
+    pub outbound: u16,
+    /// For tunnels of other nodes.
+    pub inbound: u16,
+}
+
+impl ProxyState {
+    /// With the trust root, in PEM, and nothing else yet.
+    pub fn new(root_pem: &str) -> Self {
+        Self { trust_roots: root_pem.as_bytes().to_vec(), ..Self::default() }
+    }
+
+    /// Takes over what the mesh says.
+    pub fn set_mesh(&mut self, mesh: &Mesh, node: &str, ports: ProxyPorts) {
+        let own = mesh.nodes.get(node);
+        self.settings = ProxySettings {
+            node: node.to_owned(),
+            trust_domain: mesh.settings.trust_domain.to_string(),
+            outbound: own.map(|own| listeners(own, ports.outbound)).unwrap_or_default(),
+            inbound: own.map(|own| listeners(own, ports.inbound)).unwrap_or_default(),
+        };
+        let mut workloads = BTreeMap::new();
+        for pod in mesh.pods.values().filter(|pod| mesh.is_enrolled(pod)) {
+            let key: Arc<str> = pod.name.to_string().into();
+            let workload = Workload {
+                key: key.to_string(),
+                addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+                identity: mesh.identity(pod),
+                node: pod.node.to_string(),
+                tunnels: mesh
+                    .nodes
+                    .get(&pod.node)
+                    .map(|node| listeners(node, ports.inbound))
+                    .unwrap_or_default(),
+                local: *pod.node == *node,
+            };
+            let kept = self.workloads.get(&key).filter(|known| ***known == workload).cloned();
+            workloads.insert(key, kept.unwrap_or_else(|| Arc::new(workload)));
+        }
+        self.workloads = workloads;
+        self.complete = true;
+    }
+
+    /// Takes over certificates.
+    pub fn set_certificates(&mut self, issued: &Issued) {
+        let mut certificates = BTreeMap::new();
+        for (identity, issued) in issued {
+            let certificate = Certificate {
+                identity: identity.to_string(),
+                chain: issued.chain.clone(),
+                key: issued.key.clone(),
+            };
+            let kept =
+                self.certificates.get(identity).filter(|known| ***known == certificate).cloned();
+            certificates.insert(identity.clone(), kept.unwrap_or_else(|| Arc::new(certificate)));
+        }
+        self.certificates = certificates;
+    }
+
+    /// What brings a proxy that knows `last` (nothing, at first) to this state. Empty where
+    /// nothing has changed.
+    pub fn updates_since(&self, last: Option<&Self>) -> Vec<Update> {
+        let nothing = Self::default();
+        let first = last.is_none();
+        let last = last.unwrap_or(&nothing);
+
+        let mut update = Update::default();
+        if first || self.settings != last.settings {
+            update.settings = Some(self.settings.clone());
+        }
+        if first || self.trust_roots != last.trust_roots {
+            update.trust_roots = vec![self.trust_roots.clone()];
+        }
+        update.removed_workloads = removed(&last.workloads, &self.workloads);
+        update.removed_certificates = removed(&last.certificates, &self.certificates);
+        update.certificates =
+            changed(&last.certificates, &self.certificates).map(|new| (**new).clone()).collect();
+
+        let mut workloads = changed(&last.workloads, &self.workloads).peekable();
+        let mut updates = Vec::new();
+        loop {
+            update.workloads = workloads.by_ref().take(CHUNK).map(|new| (**new).clone()).collect();
+            let done = workloads.peek().is_none();
+            update.synced = done;
+            if update != (Update { synced: true, ..Update::default() }) || first {
+                updates.push(std::mem::take(&mut update));
+            }
+            if done {
+                return updates;
+            }
+        }
+    }
+}
+
+fn listeners(node: &Node, port: u16) -> Vec<String> {
+    let first = |wanted: fn(&IpAddr) -> bool| {
+        node.addresses.iter().map(IpAddr::to_canonical).find(|address| wanted(address))
+    };
+    [first(IpAddr::is_ipv4), first(IpAddr::is_ipv6)]
+        .into_iter()
+        .flatten()
+        .map(|address| SocketAddr::new(address, port).to_string())
+        .collect()
+}
+
+fn changed<'a, K: Ord, V: PartialEq>(
+    last: &'a BTreeMap<K, V>,
+    now: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a V> {
+    now.iter().filter(|(key, new)| last.get(key) != Some(new)).map(|(_, new)| new)
+}
+
+fn removed<K: Ord + ToString, V>(last: &BTreeMap<K, V>, now: &BTreeMap<K, V>) -> Vec<String> {
+    last.keys().filter(|key| !now.contains_key(key)).map(ToString::to_string).collect()
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct ProxyService {
+    state: watch::Receiver<Arc<ProxyState>>,
+    connected: Arc<AtomicUsize>,
+}
+
+impl ProxyService {
+    /// Serves `state`.
+    pub fn new(state: watch::Receiver<Arc<ProxyState>>) -> Self {
+        Self { state, connected: Arc::default() }
+    }
+
+    /// How many proxies watch.
+    pub fn connected(&self) -> Arc<AtomicUsize> {
+        self.connected.clone()
+    }
+}
+
+type UpdateStream = Pin<Box<dyn Stream<Item = Result<Update, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ProxyConfig for ProxyService {
+    type WatchStream = UpdateStream;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<UpdateStream>, Status> {
+        let version = request.into_inner().version;
+        let (sender, receiver) = mpsc::channel(8);
+        let state = self.state.clone();
+        let connected = self.connected.clone();
+        tokio::spawn(async move {
+            connected.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(version, "the proxy watches its configuration");
+            follow(state, sender).await;
+            connected.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!("the proxy no longer watches its configuration");
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+async fn follow(
+    mut state: watch::Receiver<Arc<ProxyState>>,
+    sender: mpsc::Sender<Result<Update, Status>>,
+) {
+    let mut last: Option<Arc<ProxyState>> = None;
+    loop {
+        let now = state.borrow_and_update().clone();
+        if now.complete {
+            for update in now.updates_since(last.as_deref()) {
+                if sender.send(Ok(update)).await.is_err() {
+                    return;
+                }
+            }
+            last = Some(now);
+        }
+        tokio::select! {
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = sender.closed() => return,
+        }
+    }
+}
