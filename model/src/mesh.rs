@@ -1,5 +1,6 @@
 //! The mesh: everything that the dialects say, in one shape.
 
+mod apply;
 mod authorization;
 mod labels;
 mod lookup;

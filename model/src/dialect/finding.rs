@@ -1,0 +1,105 @@
+use std::fmt;
+use std::sync::Arc;
+
+use crate::mesh::{Location, Mesh, ObjectRef, Resource};
+
+/// Something that the reader of a manifest has to say about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The object that it is about, where the document says so much.
+    pub object: Option<ObjectRef>,
+    /// The field, as `spec.ingress[0].ports[0].endPort`; empty for the document as a whole.
+    pub field: Arc<str>,
+    /// What is the matter, and the way out.
+    pub reason: String,
+    /// Where the field stands (where it is missing: what it is missing from), if the object was
+    /// read from a file.
+    pub location: Option<Location>,
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing; everything is in force.
+    Note,
+    /// Something that was written is not in force, or not in the way that it was written.
+    Warning,
+    /// The document is not in force.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// `file:line: field: reason`; without a file, the object stands in its place.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.location, &self.object) {
+            (Some(location), _) => write!(f, "{location}: ")?,
+            (None, Some(object)) => write!(f, "{object}: ")?,
+            (None, None) => {}
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// What was read from one object of a manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Which object it is, where the document says so much.
+    pub object: Option<ObjectRef>,
+    /// Where it begins, if it was read from a file.
+    pub location: Option<Location>,
+    /// What it says. Empty where a finding is an error.
+    pub resources: Vec<Resource>,
+    /// What is to be said about it.
+    pub findings: Vec<Finding>,
+    /// Only where the document is not in force and would narrow access: what to hold in its
+    /// place while there is no earlier good version of it. It denies at least what the document
+    /// would have denied.
+    pub deny_fallback: Option<Vec<Resource>>,
+}
+
+impl Document {
+    /// Whether it is in force: whether no finding is an error.
+    pub fn is_in_force(&self) -> bool {
+        self.severity() != Some(Severity::Error)
+    }
+
+    /// Its worst finding's severity.
+    pub fn severity(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+}
+
+impl Mesh {
+    /// Puts what a document says in the place of what its object said before. A document that is
+    /// not in force leaves the object as it is; if the object says nothing yet, the document's
+    /// [`Document::deny_fallback`] takes its place. Returns whether the mesh was written to.
+    pub fn insert_document(&mut self, document: &Document) -> bool {
+        let Some(object) = &document.object else { return false };
+        if document.is_in_force() {
+            self.apply(object, document.resources.iter().cloned());
+            return true;
+        }
+        match &document.deny_fallback {
+            Some(fallback) if !self.contains(object) => {
+                self.apply(object, fallback.iter().cloned());
+                true
+            }
+            _ => false,
+        }
+    }
+}
