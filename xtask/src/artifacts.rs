@@ -95,14 +95,19 @@ pub fn build(steps: &mut Steps) -> Result<Artifacts> {
     build_programs(steps)?;
     let mut command = Command::new("cargo");
     command.args(["build", "--release", "--locked", "--package", "weft-agent"]);
-    command.args(["--package", "weft-proxy"]);
-    steps.run("build the agent and the proxy", &mut command)?;
-    let folder = target().join("release");
+    command.args(["--package", "weft-proxy", "--package", "weft-tests", "--bins"]);
+    steps.run("build the agent, the proxy and the pods' tool", &mut command)?;
+    let folder = folder();
     let artifacts = Artifacts { agent: folder.join("weft"), proxy: folder.join("weft-proxy") };
     for file in [&artifacts.agent, &artifacts.proxy] {
         ensure!(file.is_file(), "the build did not make {}", file.display());
     }
     Ok(artifacts)
+}
+
+/// Where the binaries are.
+pub fn folder() -> PathBuf {
+    target().join("release")
 }
 
 /// Builds the eBPF programs; the agent's build takes them from `ebpf/target`.

@@ -39,10 +39,9 @@ pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
     if no_end_to_end {
         checks.skip("end-to-end tests", "left out as asked");
     } else if rustix::process::geteuid().is_root() {
-        checks.test(
-            "end-to-end tests",
-            cargo(&["test", "--locked", "--package", END_TO_END, "--no-fail-fast"]),
-        );
+        let mut command = cargo(&["test", "--locked", "--package", END_TO_END, "--no-fail-fast"]);
+        command.env("WEFT_BIN_DIR", artifacts::folder());
+        checks.test("end-to-end tests", command);
     } else {
         checks.note(
             "end-to-end tests",

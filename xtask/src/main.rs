@@ -2,13 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod artifacts;
+mod bench;
 mod checks;
+mod demo;
+mod nginx;
 mod repository;
 mod setup;
 mod steps;
 mod vm;
 
-use anyhow::Result;
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +44,10 @@ enum Command {
         #[arg(long)]
         no_end_to_end: bool,
     },
+    /// Bring up the bookshop on a mesh of two nodes, and check what its traffic does (root).
+    Demo(demo::Arguments),
+    /// Measure a mesh against no mesh on this machine (root).
+    Bench(bench::Arguments),
     /// Run the tests that face the kernel on other kernels, in QEMU (root to install it).
     VmTest {
         /// Only on these kernels, as `6.1`.
@@ -44,21 +55,59 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&arguments.log)?)
         .with_writer(std::io::stderr)
         .init();
-    std::env::set_current_dir(repository::root())?;
+    env::set_current_dir(repository::root())?;
     let mut steps = Steps::new();
     match arguments.command {
-        Command::Setup => setup::run(&mut steps, &Purpose::ALL),
+        Command::Setup => setup::run(&mut steps, &Purpose::ALL)?,
         Command::Build => {
             setup::run(&mut steps, &[Purpose::Build])?;
-            artifacts::build(&mut steps).map(drop)
+            artifacts::build(&mut steps)?;
         }
-        Command::Test { no_end_to_end } => checks::run(&mut steps, no_end_to_end),
-        Command::VmTest { kernels } => vm::run(&mut steps, &kernels),
+        Command::Test { no_end_to_end } => checks::run(&mut steps, no_end_to_end)?,
+        Command::Demo(arguments) => {
+            with_artifacts(&mut steps, arguments.needs_artifacts(), &[Purpose::Run])?;
+            return demo::run(&mut steps, arguments);
+        }
+        Command::Bench(arguments) => {
+            with_artifacts(&mut steps, true, &[Purpose::Run, Purpose::Measure])?;
+            bench::run(&mut steps, &arguments)?;
+        }
+        Command::VmTest { kernels } => vm::run(&mut steps, &kernels)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
+
+/// Installs and builds what a mesh on this machine needs, and starts over with the test cluster
+/// told where to find it. A process that has been told comes here again, and goes on.
+fn with_artifacts(steps: &mut Steps, build: bool, purposes: &[Purpose]) -> Result<()> {
+    if env::var_os(BINARIES).is_some() {
+        return Ok(());
+    }
+    if build {
+        let purposes: Vec<_> = [Purpose::Build].into_iter().chain(purposes.to_vec()).collect();
+        setup::run(steps, &purposes)?;
+        artifacts::build(steps)?;
+    }
+    let program = env::current_exe().context("xtask's own executable")?;
+    let mut again = std::process::Command::new(program);
+    again.args(env::args_os().skip(1)).env(BINARIES, artifacts::folder());
+    Err(again.exec()).context("cannot start over")
+}
+
+/// Where the test cluster finds the agent, the proxy and the pods' tool.
+const BINARIES: &str = "WEFT_BIN_DIR";

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -110,28 +109,6 @@ impl Steps {
     /// A line between steps.
     pub fn say(&self, line: &str) {
         eprintln!("{line}");
-    }
-}
-
-/// Waits until `condition` gives a value, asking every few milliseconds.
-///
-/// # Errors
-/// When it gave none within `limit`: says what was awaited.
-#[allow(dead_code)]
-pub fn wait_for<T>(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition()? {
-            return Ok(value);
-        }
-        if start.elapsed() > limit {
-            bail!("{what} did not happen within {limit:?}");
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 
