@@ -1,0 +1,223 @@
+//! Records of TCP connections: who made them, what they say, when they go.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use weft_common::{
+    CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT,
+    CONNECTION_FROM_PROXY, CONNECTION_PROVEN, Config, Connection, ConnectionKey, Counter, Decision,
+    Endpoint, FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowKind, PodId, Reason, SocketKey,
+};
+
+use crate::atomic;
+use crate::context::TCP;
+use crate::flow::{self, Flow, Totals};
+use crate::maps::{BLANK, CONNECTIONS};
+use crate::tables;
+use crate::verdict::{self, Between};
+
+#[inline(always)]
+pub fn find(key: &ConnectionKey) -> Option<*mut Connection> {
+    CONNECTIONS.get_ptr_mut(key)
+}
+
+/// The endpoint at the socket's own end.
+#[inline(always)]
+pub fn local(socket: &SocketKey) -> Endpoint {
+    Endpoint { address: socket.local, port: u32::from(socket.local_port) }
+}
+
+/// The endpoint at the other end.
+#[inline(always)]
+pub fn remote(socket: &SocketKey) -> Endpoint {
+    Endpoint { address: socket.remote, port: u32::from(socket.remote_port) }
+}
+
+/// Whether the lower end is the client.
+#[inline(always)]
+pub fn client_is_low(record: *mut Connection) -> bool {
+    unsafe { (*record).flags & CONNECTION_CLIENT_LOW != 0 }
+}
+
+/// Address of the `tcp_sock` of an end.
+#[inline(always)]
+pub fn socket_at(record: *mut Connection, low: bool) -> u64 {
+    unsafe { if low { (*record).low_sock } else { (*record).high_sock } }
+}
+
+#[inline(always)]
+pub fn set_socket_at(record: *mut Connection, low: bool, socket: u64) {
+    unsafe {
+        if low {
+            (*record).low_sock = socket;
+        } else {
+            (*record).high_sock = socket;
+        }
+    }
+}
+
+/// Whether the record vouches for its client: a socket of this kernel that is still there.
+#[inline(always)]
+pub fn vouches(record: *mut Connection) -> bool {
+    let accepted = unsafe { (*record).flags } & CONNECTION_ACCEPTED != 0;
+    !accepted && socket_at(record, client_is_low(record)) != 0
+}
+
+/// Adds a record, still blank. `None` where the map is full. A record that is left of an
+/// earlier connection with the same endpoints gives way. Nobody else looks at the new one yet:
+/// its first packet has not left, or not reached its process.
+#[inline(never)]
+pub fn add(key: &ConnectionKey) -> Option<&'static mut Connection> {
+    const EEXIST: i32 = -17;
+    const NOEXIST: u64 = 1;
+    let blank = BLANK.get(0)?;
+    let mut added = CONNECTIONS.insert(key, blank, NOEXIST);
+    if added == Err(EEXIST) {
+        if let Some(old) = find(key) {
+            end(key, old, 0, 0);
+        }
+        added = CONNECTIONS.insert(key, blank, 0);
+    }
+    if added.is_err() {
+        tables::count(Counter::ConnectionsFull);
+        return None;
+    }
+    unsafe { find(key)?.as_mut() }
+}
+
+/// Counts and reports a record that has been filled in.
+#[inline(always)]
+pub fn begin(record: &mut Connection) {
+    record.low_held = 1;
+    record.high_held = 1;
+    record.opened = unsafe { bpf_ktime_get_ns() };
+    charge(record, 1);
+    report(FlowKind::Open, record, None);
+}
+
+/// Ends a record: counts it off, reports it, removes it. Bytes of TCP (from the client, to the
+/// client) come on top of those that were redirected.
+#[inline(never)]
+pub fn end(key: &ConnectionKey, record: *mut Connection, bytes_out: u64, bytes_in: u64) {
+    // Both ends may close at the same time: one of them does it.
+    let opened = atomic::swap(unsafe { &raw mut (*record).opened }, 0);
+    if opened == 0 {
+        return;
+    }
+    let (low, high) = unsafe { ((*record).low_bytes, (*record).high_bytes) };
+    let (redirected_out, redirected_in) =
+        if client_is_low(record) { (low, high) } else { (high, low) };
+    let totals = Totals {
+        bytes_out: bytes_out + redirected_out,
+        bytes_in: bytes_in + redirected_in,
+        opened,
+    };
+    report(FlowKind::Close, record, Some(&totals));
+    charge(unsafe { &*record }, u64::MAX);
+    let _ = CONNECTIONS.remove(key);
+}
+
+/// Reports what happened to a connection.
+#[inline(never)]
+pub fn report(kind: FlowKind, record: *mut Connection, totals: Option<&Totals>) {
+    let record = unsafe { &*record };
+    let mut flags = 0;
+    if record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) == 0 {
+        flags |= FLOW_EGRESS;
+    }
+    if record.flags & CONNECTION_PROVEN != 0 {
+        flags |= FLOW_PROVEN;
+    }
+    if record.flags & CONNECTION_ACCELERATE != 0 {
+        flags |= FLOW_ACCELERATED;
+    }
+    let flow = Flow {
+        source: &record.origin.source,
+        destination: &record.origin.backend,
+        dialled: &record.origin.destination,
+        source_pod: record.origin.pod,
+        destination_pod: record.server,
+        decision: record.decision,
+        generation: record.generation,
+        path: record.path,
+        protocol: TCP,
+        flags,
+    };
+    flow::emit(kind, owner(record), &flow, totals);
+}
+
+/// The pod against which a record counts.
+#[inline(always)]
+pub fn owner(record: &Connection) -> PodId {
+    if record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) != 0 {
+        record.server
+    } else {
+        record.origin.pod
+    }
+}
+
+#[inline(always)]
+fn charge(record: &Connection, number: u64) {
+    let Some(usage) = flow::usage(owner(record)) else { return };
+    let counter = unsafe {
+        if record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) != 0 {
+            &raw mut (*usage).accepted
+        } else {
+            &raw mut (*usage).connections
+        }
+    };
+    atomic::fetch_add(counter, number);
+}
+
+/// Whether policy allows the connection now. What an older generation admitted is judged anew;
+/// if it is forbidden, it is marked and reported once.
+#[inline(always)]
+pub fn allowed(config: &Config, record: *mut Connection) -> bool {
+    let (generation, flags) = unsafe { ((*record).generation, (*record).flags) };
+    if flags & CONNECTION_CUT != 0 {
+        return false;
+    }
+    generation == config.generation || judged_anew(config.generation, record)
+}
+
+/// Judges a connection anew.
+#[inline(never)]
+pub fn judged_anew(generation: u32, record: *mut Connection) -> bool {
+    let Some(record) = (unsafe { record.as_mut() }) else { return false };
+    let decision = verdict::both_ends(&Between {
+        source_pod: record.origin.pod,
+        source: &record.origin.source.address,
+        destination: &record.origin.backend,
+        destination_pod: record.server,
+        proven: record.flags & CONNECTION_PROVEN != 0,
+        protocol: TCP,
+    });
+    record.decision = decision;
+    record.generation = generation;
+    if decision.allows() {
+        return true;
+    }
+    record.flags |= CONNECTION_CUT;
+    tables::count(Counter::Denied);
+    report(FlowKind::Cut, record, None);
+    false
+}
+
+/// The decision about a connection that has no record, as a client of the pod would begin it.
+#[inline(always)]
+pub fn to_unknown_server(
+    config: &Config,
+    pod: PodId,
+    source: &weft_common::Address,
+    destination: &Endpoint,
+) -> Decision {
+    if verdict::is_proxy_port(config, destination) {
+        return Decision::because(Reason::ProxyPort);
+    }
+    verdict::both_ends(&Between {
+        source_pod: pod,
+        source,
+        destination,
+        destination_pod: 0,
+        proven: false,
+        protocol: TCP,
+    })
+}

@@ -1,0 +1,189 @@
+//! Flows without connection: UDP, ICMP, and every protocol but TCP. What a pod may send may be
+//! answered, and the other way round. Each pod has room for a number of flows in each direction,
+//! and its own oldest makes room for a new one.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use weft_common::{
+    ADDRESS_MESHED, Config, DATAGRAM_LIFETIME, Datagram, DatagramKey, DatagramSlot,
+    DatagramSlotKey, Decision, Counter, FLOW_EGRESS, FlowKind, Path, Pod, PodId, Reason, judge,
+};
+
+use crate::atomic;
+use crate::flow::{self, Flow};
+use crate::maps::{DATAGRAM_RING, DATAGRAMS};
+use crate::packet::Packet;
+use crate::pod_packet::PodPacket;
+use crate::tables::{self, KernelTables};
+use crate::verdict;
+
+/// The time of a flow's last packet is kept to this many nanoseconds.
+const PRECISION: u64 = 1_000_000_000;
+
+/// Decides about a packet that a pod sends (`outbound`) or receives.
+#[inline(always)]
+pub fn decide(packet: &PodPacket) -> Decision {
+    verdict::unpack(known_or_judged(packet))
+}
+
+#[inline(never)]
+fn known_or_judged(of: &PodPacket) -> u64 {
+    let &PodPacket { config, id, pod, packet, outbound } = of;
+    let key = key(id, packet, outbound);
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(known) = DATAGRAMS.get_ptr_mut(key) {
+        let known = unsafe { &mut *known };
+        let age = now.saturating_sub(known.used);
+        if age < DATAGRAM_LIFETIME {
+            let mut decision = known.decision;
+            if known.generation != config.generation {
+                decision = judged(pod, &key, known.port as u16, known.outbound != 0);
+                if decision.allows() {
+                    known.decision = decision;
+                    known.generation = config.generation;
+                }
+            }
+            if decision.allows() {
+                if age > PRECISION {
+                    known.used = now;
+                }
+                return verdict::pack(if (known.outbound != 0) == outbound {
+                    decision
+                } else {
+                    Decision::because(Reason::Related)
+                });
+            }
+        }
+    }
+    let port = packet.judged_port();
+    let decision = judged(pod, &key, port, outbound);
+    if decision.allows() {
+        let mut flow = Datagram {
+            used: now,
+            decision,
+            generation: config.generation,
+            position: 0,
+            port: port.into(),
+            outbound: outbound as u32,
+        };
+        if remember(config, &key, &mut flow) {
+            report(config, &key, &flow);
+        }
+    }
+    verdict::pack(decision)
+}
+
+#[inline(always)]
+fn key(pod: PodId, packet: &Packet, outbound: bool) -> DatagramKey {
+    let kind = if packet.icmp.is_echo() { 0 } else { packet.icmp.kind };
+    if outbound {
+        DatagramKey {
+            local: packet.source,
+            remote: packet.destination,
+            pod,
+            local_port: packet.source_port,
+            remote_port: packet.destination_port,
+            protocol: packet.protocol,
+            kind,
+            unused: 0,
+        }
+    } else {
+        DatagramKey {
+            local: packet.destination,
+            remote: packet.source,
+            pod,
+            local_port: packet.destination_port,
+            remote_port: packet.source_port,
+            protocol: packet.protocol,
+            kind,
+            unused: 0,
+        }
+    }
+}
+
+#[inline(always)]
+fn judged(pod: &Pod, key: &DatagramKey, port: u16, outbound: bool) -> Decision {
+    verdict::unpack(judge_flow(pod, key, port, outbound))
+}
+
+#[inline(never)]
+fn judge_flow(pod: &Pod, key: &DatagramKey, port: u16, outbound: bool) -> u64 {
+    verdict::pack(judge_direction(pod, key, port, outbound))
+}
+
+#[inline(always)]
+fn judge_direction(pod: &Pod, key: &DatagramKey, port: u16, outbound: bool) -> Decision {
+    if !outbound {
+        return verdict::ingress(pod, &key.remote, false, key.protocol, port);
+    }
+    if pod.egress_subject == 0 {
+        return Decision::because(Reason::Unrestricted);
+    }
+    let class = tables::address(&key.remote).class;
+    judge(&KernelTables, pod.egress_subject, class, false, key.protocol, port)
+}
+
+/// Remembers a flow, in the place of the pod's oldest of its direction. A flow that cannot be
+/// remembered passes, but its answers are judged for themselves.
+#[inline(never)]
+fn remember(config: &Config, key: &DatagramKey, flow: &mut Datagram) -> bool {
+    let outbound = flow.outbound != 0;
+    let Some(usage) = flow::usage(key.pod) else { return false };
+    let counter = unsafe {
+        if outbound {
+            &raw mut (*usage).sent_flows
+        } else {
+            &raw mut (*usage).received_flows
+        }
+    };
+    let position = atomic::fetch_add(counter, 1) as u32;
+    flow.position = position;
+    let number = position.checked_rem(config.flows_per_pod).unwrap_or(0);
+    let slot = DatagramSlotKey { pod: key.pod, slot: number << 1 | flow.outbound };
+    if let Some(oldest) = unsafe { DATAGRAM_RING.get(slot) } {
+        // It may have been forgotten and begun again since.
+        let same = match unsafe { DATAGRAMS.get(&oldest.key) } {
+            Some(known) => {
+                known.position == oldest.position && known.outbound == flow.outbound
+            }
+            None => false,
+        };
+        if same {
+            let _ = DATAGRAMS.remove(&oldest.key);
+        }
+    }
+    if DATAGRAM_RING.insert(slot, DatagramSlot { key: *key, position }, 0).is_err()
+        || DATAGRAMS.insert(key, &*flow, 0).is_err()
+    {
+        tables::count(Counter::ConnectionsFull);
+        return false;
+    }
+    true
+}
+
+/// Reports a new flow once: where it begins, if that is a pod of this node.
+#[inline(never)]
+fn report(config: &Config, key: &DatagramKey, flow: &Datagram) {
+    let remote = tables::address(&key.remote);
+    let other = verdict::local_pod(&remote);
+    let outbound = flow.outbound != 0;
+    if !outbound && other != 0 && remote.flags & ADDRESS_MESHED != 0 {
+        return;
+    }
+    let local = weft_common::Endpoint { address: key.local, port: key.local_port.into() };
+    let remote = weft_common::Endpoint { address: key.remote, port: key.remote_port.into() };
+    let (source, destination) = if outbound { (&local, &remote) } else { (&remote, &local) };
+    let (source_pod, destination_pod) = if outbound { (key.pod, other) } else { (other, key.pod) };
+    let event = Flow {
+        source,
+        destination,
+        dialled: destination,
+        source_pod,
+        destination_pod,
+        decision: flow.decision,
+        generation: config.generation,
+        path: Path::Untouched as u8,
+        protocol: key.protocol,
+        flags: if outbound { FLOW_EGRESS } else { 0 },
+    };
+    flow::emit(FlowKind::Open, key.pod, &event, None);
+}

@@ -1,0 +1,102 @@
+//! Frames from a pod, on the host's side of its interface. What a process sends through AF_PACKET
+//! passes no socket's hook, so source and egress policy are checked here again.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use weft_common::{
+    Address, CONFIG_READY, Config, Counter, Decision, POD_ENROLLED, POD_HOST_NETWORK, Pod, PodId,
+    Reason,
+};
+
+use crate::maps::INTERFACES;
+use crate::packet::{self, Part};
+use crate::pod_packet::{self, PodPacket, Sender};
+use crate::tables;
+
+/// The next program, or the stack, decides on.
+const NEXT: i32 = -1;
+/// `TCX_DROP`
+const DROP: i32 = 2;
+const ETHERNET: u32 = 14;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+#[classifier]
+pub fn pod_interface(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
+    let Some(id) = (unsafe { INTERFACES.get(interface) }).copied() else { return NEXT };
+    let Some(config) = tables::config() else { return DROP };
+    let Some(pod) = tables::pod(id) else { return DROP };
+    if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) != POD_ENROLLED {
+        return NEXT;
+    }
+    if config.flags & CONFIG_READY == 0 {
+        tables::count(Counter::Denied);
+        return DROP;
+    }
+    let protocol = unsafe { read_volatile(&raw const (*skb).protocol) } as u16;
+    match u16::from_be(protocol) {
+        number @ (ETH_P_IP | ETH_P_IPV6) => ip(config, skb, id, pod, number == ETH_P_IPV6),
+        ETH_P_ARP => arp(skb, pod),
+        // No other protocol has an address that could be checked.
+        _ => forged(),
+    }
+}
+
+#[inline(always)]
+fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i32 {
+    let mut packet = packet::unread();
+    let read = packet::parse(skb, ETHERNET, v6, &mut packet);
+    let of = PodPacket { config, id, pod, packet: &packet, outbound: true };
+    if read && packet.icmp.is_error() && packet.part == Part::Whole {
+        if let Some(quoted) = quoted(skb, packet.inner + 8, v6) {
+            if pod_packet::is_own_error(pod, &packet, &quoted) {
+                return NEXT;
+            }
+        }
+    }
+    let decision = if read {
+        pod_packet::outbound(&of, Sender::Frame)
+    } else {
+        Decision::because(Reason::Unsupported)
+    };
+    if decision.allows() {
+        return NEXT;
+    }
+    pod_packet::report_refusal(&of, decision);
+    DROP
+}
+
+/// Source and destination of the packet that an ICMP error quotes.
+#[inline(always)]
+fn quoted(skb: *mut __sk_buff, offset: u32, v6: bool) -> Option<(Address, Address)> {
+    if v6 {
+        let addresses: [[u32; 4]; 2] = packet::load(skb, offset + 8)?;
+        Some((Address(addresses[0]), Address(addresses[1])))
+    } else {
+        let addresses: [u32; 2] = packet::load(skb, offset + 12)?;
+        Some((Address::from_v4(addresses[0]), Address::from_v4(addresses[1])))
+    }
+}
+
+/// A pod may speak ARP for its own address, or probe with none.
+#[inline(always)]
+fn arp(skb: *mut __sk_buff, pod: &Pod) -> i32 {
+    const SENDER: u32 = 14;
+    let Some(sender) = packet::load::<[u16; 2]>(skb, ETHERNET + SENDER) else { return forged() };
+    let [a, b] = sender[0].to_ne_bytes();
+    let [c, d] = sender[1].to_ne_bytes();
+    let sender = u32::from_ne_bytes([a, b, c, d]);
+    if sender == pod.v4 || sender == 0 { NEXT } else { forged() }
+}
+
+#[inline(always)]
+fn forged() -> i32 {
+    tables::count(Counter::Forged);
+    DROP
+}

@@ -1,0 +1,84 @@
+//! The maps. Their sizes are what the loader uses unless it is told otherwise.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
+use weft_common::{
+    Address, AddressEntry, Affinity, AffinityKey, BackendKey, COUNTERS as COUNTER_COUNT, Config,
+    Connection, ConnectionKey, Datagram, DatagramKey, DatagramSlot, DatagramSlotKey, Decision,
+    Endpoint, Fragment, FragmentKey, Offsets, Pod, PodId, PodUse, PolicyEntry, PolicyKey, PortKey,
+    Service, ServiceKey, SocketKey, SocketState, Translations,
+};
+
+/// Memory is taken when an entry is made, not when the map is.
+const LAZY: u32 = BPF_F_NO_PREALLOC;
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+/// Level of the root cgroup plus one; 0 while it is not known.
+#[map]
+pub static LEVEL: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static CGROUPS: HashMap<u64, PodId> = HashMap::with_max_entries(4096, LAZY);
+#[map]
+pub static INTERFACES: HashMap<u32, PodId> = HashMap::with_max_entries(4096, LAZY);
+#[map]
+pub static PODS: HashMap<PodId, Pod> = HashMap::with_max_entries(4096, LAZY);
+#[map]
+pub static POD_USE: HashMap<PodId, PodUse> = HashMap::with_max_entries(4096, LAZY);
+
+#[map]
+pub static ADDRESSES: LpmTrie<Address, AddressEntry> = LpmTrie::with_max_entries(262_144, LAZY);
+#[map]
+pub static POLICY: HashMap<PolicyKey, PolicyEntry> = HashMap::with_max_entries(262_144, LAZY);
+#[map]
+pub static PORTS: LpmTrie<PortKey, Decision> = LpmTrie::with_max_entries(262_144, LAZY);
+
+#[map]
+pub static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(65_536, LAZY);
+#[map]
+pub static BACKENDS: HashMap<BackendKey, Endpoint> = HashMap::with_max_entries(262_144, LAZY);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub static CONNECTIONS: HashMap<ConnectionKey, Connection> =
+    HashMap::with_max_entries(262_144, LAZY);
+/// A record of which nothing is known, from which records are made: it is too large for the stack.
+#[map]
+pub static BLANK: Array<Connection> = Array::with_max_entries(1, 0);
+#[map]
+pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(262_144, 0);
+#[btf_map]
+pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
+/// The services that a socket has sent datagrams to.
+#[btf_map]
+pub static SOCKET_SERVICES: SkStorage<Translations> = SkStorage::new();
+
+#[map]
+pub static DATAGRAMS: HashMap<DatagramKey, Datagram> = HashMap::with_max_entries(262_144, LAZY);
+#[map]
+pub static DATAGRAM_RING: HashMap<DatagramSlotKey, DatagramSlot> =
+    HashMap::with_max_entries(524_288, LAZY);
+#[map]
+pub static FRAGMENTS: HashMap<FragmentKey, Fragment> = HashMap::with_max_entries(65_536, LAZY);
+
+/// Bytes in `FLOWS` unless the loader is told otherwise.
+#[map]
+pub static FLOWS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+
+/// Where this kernel keeps the fields that acceleration reads.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Global<Offsets> = Global::new(Offsets {
+    rmem_alloc: 0,
+    rcvbuf: 0,
+    copied_seq: 0,
+    rcv_nxt: 0,
+    snd_una: 0,
+    write_seq: 0,
+});

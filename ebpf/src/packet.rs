@@ -1,0 +1,295 @@
+//! What a packet's headers say.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::bpf_skb_load_bytes;
+use core::mem::MaybeUninit;
+
+use weft_common::{Address, Endpoint, SocketKey};
+
+use crate::context::{ICMP, ICMPV6, TCP, UDP};
+
+/// IPv6 extension headers that are walked. What has more is refused.
+const EXTENSIONS: u32 = 4;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+const SCTP: u8 = 132;
+const UDP_LITE: u8 = 136;
+const DCCP: u8 = 33;
+
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+
+const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Where a packet stands among the fragments of its datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    First,
+    Later,
+}
+
+/// A packet's headers.
+pub struct Packet {
+    pub source: Address,
+    pub destination: Address,
+    /// IP protocol number; ICMPv6 counts as ICMP.
+    pub protocol: u8,
+    pub part: Part,
+    /// Identification, of a fragment.
+    pub id: u32,
+    /// Source port in host byte order; of an echo its identifier; otherwise 0.
+    pub source_port: u16,
+    /// Destination port in host byte order; of an echo its identifier; otherwise 0.
+    pub destination_port: u16,
+    /// TCP's flags.
+    pub tcp_flags: u8,
+    /// Whether there are bytes behind TCP's header.
+    pub payload: bool,
+    pub icmp: Icmp,
+    /// Offset of what follows the IP headers.
+    pub inner: u32,
+}
+
+/// What kind of ICMP message a packet is.
+#[derive(Clone, Copy)]
+pub struct Icmp {
+    /// The message's type; 0 where the packet is not ICMP.
+    pub kind: u8,
+    pub v6: bool,
+}
+
+impl Icmp {
+    /// An error about another packet, which it quotes.
+    #[inline(always)]
+    pub fn is_error(self) -> bool {
+        if self.v6 { self.kind >= 1 && self.kind <= 4 } else { matches!(self.kind, 3 | 11 | 12) }
+    }
+
+    /// Neighbour discovery and multicast listener discovery.
+    #[inline(always)]
+    pub fn is_housekeeping(self) -> bool {
+        self.v6 && matches!(self.kind, 130..=136 | 143)
+    }
+
+    /// Echo request or reply.
+    #[inline(always)]
+    pub fn is_echo(self) -> bool {
+        if self.v6 { matches!(self.kind, 128 | 129) } else { matches!(self.kind, 0 | 8) }
+    }
+}
+
+impl Packet {
+    /// Begins a TCP connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// The key of the socket that sends it.
+    #[inline(always)]
+    pub fn sender(&self) -> SocketKey {
+        SocketKey {
+            local: self.source,
+            remote: self.destination,
+            local_port: self.source_port,
+            remote_port: self.destination_port,
+        }
+    }
+
+    #[inline(always)]
+    pub fn source(&self) -> Endpoint {
+        Endpoint { address: self.source, port: self.source_port.into() }
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> Endpoint {
+        Endpoint { address: self.destination, port: self.destination_port.into() }
+    }
+
+    /// What policy calls the destination port ([`weft_common::PortKey`]): of ICMP the type.
+    #[inline(always)]
+    pub fn judged_port(&self) -> u16 {
+        if self.protocol == ICMP { u16::from(self.icmp.kind) << 8 } else { self.destination_port }
+    }
+}
+
+#[inline(always)]
+pub fn load<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            skb.cast_const().cast(),
+            offset,
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+        )
+    };
+    if result == 0 { Some(unsafe { value.assume_init() }) } else { None }
+}
+
+#[repr(C)]
+struct Ipv4Header {
+    version_and_length: u8,
+    service: u8,
+    total: u16,
+    id: u16,
+    fragment: u16,
+    lifetime: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[repr(C)]
+struct Ipv6Header {
+    version_and_flow: u32,
+    payload: u16,
+    next: u8,
+    hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[repr(C)]
+struct TcpHeader {
+    source: u16,
+    destination: u16,
+    sequence: u32,
+    acknowledged: u32,
+    length: u8,
+    flags: u8,
+}
+
+/// Reads the headers of a packet whose IP header begins at `offset`. False: it is not one that
+/// could be understood, and is refused.
+#[inline(never)]
+pub fn parse(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> bool {
+    headers(skb, offset, v6, packet).is_some()
+}
+
+#[inline(always)]
+fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> Option<()> {
+    let end;
+    if v6 {
+        let header: Ipv6Header = load(skb, offset)?;
+        packet.source = Address(header.source);
+        packet.destination = Address(header.destination);
+        packet.protocol = header.next;
+        packet.inner = offset + 40;
+        end = packet.inner + u32::from(u16::from_be(header.payload));
+        extensions(skb, packet)?;
+    } else {
+        let header: Ipv4Header = load(skb, offset)?;
+        packet.source = Address::from_v4(header.source);
+        packet.destination = Address::from_v4(header.destination);
+        packet.protocol = header.protocol;
+        packet.inner = offset + u32::from(header.version_and_length & 0xf) * 4;
+        end = offset + u32::from(u16::from_be(header.total));
+        let fragment = u16::from_be(header.fragment);
+        packet.id = u32::from(header.id);
+        packet.part = part(fragment & FRAGMENT_OFFSET, fragment & MORE_FRAGMENTS != 0);
+    }
+    if packet.part == Part::Later {
+        return Some(());
+    }
+    match packet.protocol {
+        TCP => {
+            let header: TcpHeader = load(skb, packet.inner)?;
+            packet.source_port = u16::from_be(header.source);
+            packet.destination_port = u16::from_be(header.destination);
+            packet.tcp_flags = header.flags;
+            packet.payload = packet.inner + u32::from(header.length >> 4) * 4 < end;
+        }
+        UDP | UDP_LITE | SCTP | DCCP => {
+            let ports: [u16; 2] = load(skb, packet.inner)?;
+            packet.source_port = u16::from_be(ports[0]);
+            packet.destination_port = u16::from_be(ports[1]);
+        }
+        ICMP | ICMPV6 => {
+            if (packet.protocol == ICMPV6) != v6 {
+                return None;
+            }
+            packet.protocol = ICMP;
+            let header: [u8; 8] = load(skb, packet.inner)?;
+            packet.icmp = Icmp { kind: header[0], v6 };
+            if packet.icmp.is_echo() {
+                let id = u16::from_be_bytes([header[4], header[5]]);
+                packet.source_port = id;
+                packet.destination_port = id;
+            }
+        }
+        _ => {}
+    }
+    Some(())
+}
+
+/// A packet of which nothing is known.
+#[inline(always)]
+pub fn unread() -> Packet {
+    Packet {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        protocol: 0,
+        part: Part::Whole,
+        id: 0,
+        source_port: 0,
+        destination_port: 0,
+        tcp_flags: 0,
+        payload: false,
+        icmp: Icmp { kind: 0, v6: false },
+        inner: 0,
+    }
+}
+
+#[inline(always)]
+fn part(offset: u16, more: bool) -> Part {
+    match (offset, more) {
+        (0, false) => Part::Whole,
+        (0, true) => Part::First,
+        _ => Part::Later,
+    }
+}
+
+/// Walks IPv6 extension headers to the one that says what the packet carries.
+#[inline(always)]
+fn extensions(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
+    let mut walked = 0;
+    while walked < EXTENSIONS {
+        let next = packet.protocol;
+        match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
+                let header: [u8; 2] = load(skb, packet.inner)?;
+                packet.protocol = header[0];
+                packet.inner += if next == AUTHENTICATION {
+                    (u32::from(header[1]) + 2) * 4
+                } else {
+                    (u32::from(header[1]) + 1) * 8
+                };
+            }
+            FRAGMENT => {
+                let header: [u16; 4] = load(skb, packet.inner)?;
+                packet.protocol = header[0].to_ne_bytes()[0];
+                let offset = u16::from_be(header[1]);
+                packet.part = part(offset >> 3, offset & 1 != 0);
+                packet.id = u32::from(header[2]) << 16 | u32::from(header[3]);
+                packet.inner += 8;
+                if packet.part == Part::Later {
+                    return Some(());
+                }
+            }
+            _ => return Some(()),
+        }
+        walked += 1;
+    }
+    match packet.protocol {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => None,
+        _ => Some(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Payload from socket to socket, bounded and in order.
+//!
+//! A message may be redirected only if every earlier byte of its direction has been read, or was
+//! itself redirected: the kernel lets a reader have redirected bytes before those that TCP holds.
+//! What a direction's state is, only its own sender writes.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::macros::sk_msg;
+use aya_ebpf::programs::SkMsgContext;
+use weft_common::{
+    CONFIG_ACCELERATE, CONFIG_UNBOUNDED, CONNECTION_ACCELERATE, Config, Connection, Counter,
+};
+
+use crate::connection;
+use crate::context;
+use crate::maps::{OFFSETS, SOCKETS};
+use crate::tables;
+
+/// The message takes the way that was set; without one, TCP.
+const PASS: u32 = 1;
+/// The sender gets an error.
+const DROP: u32 = 0;
+/// Redirect into the receive queue of the other socket.
+const INGRESS: u64 = 1;
+/// The least that a reader may leave unread.
+const LEAST_BOUND: u32 = 1 << 20;
+
+#[sk_msg]
+pub fn redirect(ctx: SkMsgContext) -> u32 {
+    let own = context::socket_of_message(ctx.msg);
+    let (key, low) = own.connection();
+    let Some(record) = connection::find(&key) else { return PASS };
+    let Some(config) = tables::config() else { return PASS };
+    if !connection::allowed(config, record) {
+        return DROP;
+    }
+    if !may_redirect(config, record, low) {
+        set_held(record, low, 1);
+        return PASS;
+    }
+    if SOCKETS.redirect_msg(&ctx, &mut own.reversed(), INGRESS) as u32 != PASS {
+        // The other process has closed its socket: TCP will say so.
+        set_held(record, low, 1);
+        return PASS;
+    }
+    let size = u64::from(ctx.size());
+    unsafe {
+        if low {
+            (*record).low_bytes += size;
+        } else {
+            (*record).high_bytes += size;
+        }
+    }
+    tables::count(Counter::Redirected);
+    PASS
+}
+
+#[inline(always)]
+fn may_redirect(config: &Config, record: *mut Connection, low: bool) -> bool {
+    let flags = unsafe { (*record).flags };
+    if flags & CONNECTION_ACCELERATE == 0 || config.flags & CONFIG_ACCELERATE == 0 {
+        return false;
+    }
+    let sender = connection::socket_at(record, low);
+    let reader = connection::socket_at(record, !low);
+    if sender == 0 || reader == 0 {
+        return false;
+    }
+    let offsets = OFFSETS.load();
+    if offsets.rmem_alloc == 0 {
+        return false;
+    }
+    if held(record, low) {
+        let drained = equal(sender, offsets.snd_una, offsets.write_seq)
+            && equal(reader, offsets.copied_seq, offsets.rcv_nxt);
+        if !drained {
+            tables::count(Counter::HeldByOrder);
+            return false;
+        }
+        set_held(record, low, 0);
+    }
+    if config.flags & CONFIG_UNBOUNDED != 0 {
+        return true;
+    }
+    let unread = field(reader, offsets.rmem_alloc).unwrap_or(u32::MAX);
+    let bound = match config.acceleration_bound {
+        0 if unread <= LEAST_BOUND => LEAST_BOUND,
+        0 => field(reader, offsets.rcvbuf).unwrap_or(0).max(LEAST_BOUND),
+        bound => bound,
+    };
+    if unread > bound {
+        tables::count(Counter::HeldByReader);
+        return false;
+    }
+    true
+}
+
+/// Whether two fields of a `tcp_sock` are known to be equal.
+#[inline(always)]
+fn equal(socket: u64, one: u32, other: u32) -> bool {
+    match (field(socket, one), field(socket, other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn field(socket: u64, offset: u32) -> Option<u32> {
+    unsafe { bpf_probe_read_kernel((socket + u64::from(offset)) as *const u32) }.ok()
+}
+
+#[inline(always)]
+fn held(record: *mut Connection, low: bool) -> bool {
+    unsafe { if low { (*record).low_held != 0 } else { (*record).high_held != 0 } }
+}
+
+#[inline(always)]
+fn set_held(record: *mut Connection, low: bool, value: u8) {
+    unsafe {
+        if low {
+            (*record).low_held = value;
+        } else {
+            (*record).high_held = value;
+        }
+    }
+}

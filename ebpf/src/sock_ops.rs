@@ -1,0 +1,367 @@
+//! What happens to TCP sockets: their connection gets a record, both ends are made known, and the
+//! record goes with them.
+
+use core::ffi::c_void;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+};
+use aya_ebpf::helpers::{
+    bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
+};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use weft_common::{
+    CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
+    CONNECTION_CUT, CONNECTION_ESTABLISHED, CONNECTION_FROM_PROXY, CONNECTION_PROVEN,
+    CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE,
+    SOCKET_ACCEPTED, SOCKET_ADMITTED, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE,
+    SOCKET_OF_PROXY, SOCKET_PROVEN, SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
+};
+
+use crate::connection;
+use crate::context::{self, TCP};
+use crate::maps::SOCKETS;
+use crate::tables;
+use crate::verdict::{self, Between};
+
+/// The program has no opinion on what the kernel asks it.
+const OK: u32 = 1;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
+
+#[sock_ops]
+pub fn pod_sock_ops(ctx: SockOpsContext) -> u32 {
+    on_event::<false>(&ctx)
+}
+
+#[sock_ops]
+pub fn proxy_sock_ops(ctx: SockOpsContext) -> u32 {
+    on_event::<true>(&ctx)
+}
+
+#[inline(always)]
+fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
+    let ops = ctx.ops;
+    let op = ctx.op();
+    let wanted = op == BPF_SOCK_OPS_TCP_CONNECT_CB
+        || op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        || op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+        || op == BPF_SOCK_OPS_STATE_CB;
+    if !wanted {
+        return OK;
+    }
+    let socket = unsafe { read_volatile(&raw const (*ops).__bindgen_anon_2.sk) };
+    if socket.is_null() {
+        return OK;
+    }
+    let socket = socket.cast::<c_void>();
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            if !PROXY && context::state(socket).is_none() {
+                unannounced(ops, socket);
+            }
+            connecting::<PROXY>(ops, socket);
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => active::<PROXY>(ops, socket),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            if !passive::<PROXY>(ops, socket) && !PROXY {
+                from_elsewhere(ops, socket);
+            }
+        }
+        _ => {
+            let args = unsafe { &raw const (*ops).__bindgen_anon_1.args };
+            let (from, to) =
+                unsafe { (read_volatile(&raw const (*args)[0]), read_volatile(&raw const (*args)[1])) };
+            if to == TCP_CLOSE {
+                closed::<PROXY>(ops, socket, from);
+            }
+        }
+    }
+    OK
+}
+
+/// The state of a socket of a pod, or of the proxy, whichever the program is for: in a cluster
+/// the proxy is below the pods' root, too, and both programs see its sockets.
+#[inline(always)]
+fn state_of<const PROXY: bool>(socket: *mut c_void) -> Option<&'static mut SocketState> {
+    let state = context::state(socket)?;
+    if (state.flags & SOCKET_OF_PROXY != 0) == PROXY { Some(state) } else { None }
+}
+
+#[inline(always)]
+fn watch_state(ops: *mut bpf_sock_ops) {
+    let flags = unsafe { read_volatile(&raw const (*ops).bpf_sock_ops_cb_flags) };
+    unsafe { bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32) };
+}
+
+/// A SYN is about to leave.
+#[inline(never)]
+fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+    let key = context::socket_of_ops(ops);
+    let Some(state) = state_of::<PROXY>(socket) else { return };
+    if state.flags & SOCKET_CLIENT == 0 || (PROXY && state.flags & SOCKET_HAS_SOURCE == 0) {
+        return;
+    }
+    // A socket that was made by one pod and connected by another vouches for neither.
+    if !PROXY && key.local != state.origin.source.address {
+        return;
+    }
+    let (connection, low) = key.connection();
+    let mut flags = 0;
+    if low {
+        flags |= CONNECTION_CLIENT_LOW;
+    }
+    if state.flags & SOCKET_PROVEN != 0 {
+        flags |= CONNECTION_PROVEN;
+    }
+    if state.flags & SOCKET_ACCELERATE != 0 {
+        flags |= CONNECTION_ACCELERATE;
+    }
+    if PROXY {
+        flags |= CONNECTION_FROM_PROXY;
+    } else {
+        state.origin.source.port = u32::from(key.local_port);
+        if state.path == Path::Tunnel as u32 {
+            flags |= CONNECTION_TO_PROXY;
+        }
+    }
+    let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
+    let Some(record) = connection::add(&connection) else { return };
+    fill(record, state);
+    record.flags = flags;
+    connection::set_socket_at(record, low, own);
+    state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
+    watch_state(ops);
+    connection::begin(record);
+}
+
+/// A pod's TCP connection that no `connect4` has seen: one of MPTCP. It goes straight, and its
+/// identity is not attested. One that policy forbids is refused, and reported, where its packets
+/// leave.
+#[inline(never)]
+fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+    let key = context::socket_of_ops(ops);
+    if key.remote.is_loopback() || key.local == key.remote {
+        return;
+    }
+    let Some(config) = tables::config() else { return };
+    let destination = connection::remote(&key);
+    if config.flags & CONFIG_READY == 0 || verdict::is_proxy_port(config, &destination) {
+        return;
+    }
+    let client = verdict::local_pod(&tables::address(&key.local));
+    if verdict::enrolled(client).is_none() {
+        return;
+    }
+    let server = verdict::local_pod(&tables::address(&key.remote));
+    let between = Between {
+        source_pod: client,
+        source: &key.local,
+        destination: &destination,
+        destination_pod: server,
+        proven: false,
+        protocol: TCP,
+    };
+    let decision = verdict::both_ends(&between);
+    if !decision.allows() {
+        return;
+    }
+    let Some(state) = context::state_or_new(socket) else { return };
+    state.origin.destination = destination;
+    state.origin.backend = destination;
+    state.origin.source = connection::local(&key);
+    state.origin.pod = client;
+    state.server = server;
+    state.decision = decision;
+    state.generation = config.generation;
+    state.flags = SOCKET_CLIENT;
+    state.path = Path::Untouched as u32;
+}
+
+/// A client's connection stands.
+#[inline(never)]
+fn active<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+    let Some(state) = state_of::<PROXY>(socket) else { return };
+    if state.flags & SOCKET_RECORDED != 0 && state.flags & SOCKET_ACCELERATE != 0 {
+        join(ops, socket, &context::socket_of_ops(ops));
+    }
+}
+
+/// A listener has a new connection. False if it has no record.
+#[inline(never)]
+fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
+    let key = context::socket_of_ops(ops);
+    if key.local.is_loopback() {
+        return true;
+    }
+    let (connection, low) = key.connection();
+    let Some(record) = connection::find(&connection) else {
+        return false;
+    };
+    let flags = unsafe { (*record).flags };
+    // In a cluster the proxy is below the pods' root, too.
+    if (flags & CONNECTION_TO_PROXY != 0) != PROXY {
+        return true;
+    }
+    if flags & CONNECTION_CUT != 0 || connection::client_is_low(record) == low {
+        return true;
+    }
+    if !connection::vouches(record) {
+        return true;
+    }
+    let Some(state) = context::state_or_new(socket) else { return true };
+    let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
+    connection::set_socket_at(record, low, own);
+    unsafe { (*record).flags = flags | CONNECTION_ESTABLISHED };
+    let record = unsafe { &*record };
+    state.origin = record.origin;
+    state.server = record.server;
+    state.decision = record.decision;
+    state.generation = record.generation;
+    state.path = u32::from(record.path);
+    let mut socket_flags = SOCKET_ACCEPTED | SOCKET_ADMITTED | SOCKET_RECORDED;
+    if flags & CONNECTION_PROVEN != 0 {
+        socket_flags |= SOCKET_PROVEN;
+    }
+    if PROXY {
+        socket_flags |= SOCKET_OF_PROXY | SOCKET_HAS_ORIGIN;
+    } else if flags & CONNECTION_FROM_PROXY != 0 {
+        socket_flags |= SOCKET_SHOWS_PEER;
+    }
+    state.flags = socket_flags;
+    watch_state(ops);
+    if flags & CONNECTION_ACCELERATE != 0 {
+        join(ops, socket, &key);
+    }
+    true
+}
+
+/// A pod has accepted a client that is not a pod of the mesh on this node. Its SYN was judged by
+/// `pod_ingress`; this decides again, for the record.
+#[inline(always)]
+fn from_elsewhere(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+    if !admit(ops, socket) {
+        return;
+    }
+    let Some(state) = context::state(socket) else { return };
+    let key = context::socket_of_ops(ops);
+    record_accepted(&key, state, unsafe { bpf_skc_to_tcp_sock(socket) } as u64);
+    if state.flags & SOCKET_RECORDED != 0 {
+        watch_state(ops);
+    }
+}
+
+/// Judges an accepted connection, and if it may be, says so in the socket's state.
+#[inline(never)]
+fn admit(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
+    let key = context::socket_of_ops(ops);
+    if key.local == key.remote {
+        return false;
+    }
+    let Some(config) = tables::config() else { return false };
+    let server = verdict::local_pod(&tables::address(&key.local));
+    if verdict::enrolled(server).is_none() {
+        return false;
+    }
+    let client = verdict::local_pod(&tables::address(&key.remote));
+    let destination = connection::local(&key);
+    let between = Between {
+        source_pod: client,
+        source: &key.remote,
+        destination: &destination,
+        destination_pod: server,
+        proven: false,
+        protocol: TCP,
+    };
+    let decision = verdict::both_ends(&between);
+    if !decision.allows() {
+        return false;
+    }
+    let Some(state) = context::state_or_new(socket) else { return false };
+    state.origin.destination = destination;
+    state.origin.backend = destination;
+    state.origin.source = connection::remote(&key);
+    state.origin.pod = client;
+    state.server = server;
+    state.decision = decision;
+    state.generation = config.generation;
+    state.path = Path::Untouched as u32;
+    state.flags = SOCKET_ACCEPTED;
+    true
+}
+
+#[inline(never)]
+fn record_accepted(key: &SocketKey, state: &mut SocketState, own: u64) {
+    let (connection, low) = key.connection();
+    let Some(record) = connection::add(&connection) else { return };
+    fill(record, state);
+    record.flags = CONNECTION_ACCEPTED
+        | CONNECTION_ESTABLISHED
+        | if low { 0 } else { CONNECTION_CLIENT_LOW };
+    connection::set_socket_at(record, low, own);
+    state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
+    connection::begin(record);
+}
+
+/// Copies what a socket knows of its connection into the record.
+#[inline(always)]
+fn fill(record: &mut Connection, state: &SocketState) {
+    record.origin = state.origin;
+    record.server = state.server;
+    record.decision = state.decision;
+    record.generation = state.generation;
+    record.path = state.path as u8;
+}
+
+/// Makes a socket one that messages can be redirected from and to.
+#[inline(always)]
+fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) {
+    // A subflow of MPTCP carries no stream of its own.
+    if !unsafe { bpf_skc_to_mptcp_sock(socket) }.is_null() {
+        return;
+    }
+    let mut key = *key;
+    let _ = SOCKETS.update(&mut key, unsafe { &mut *ops }, 0);
+}
+
+/// A socket is closed, or will not be connected.
+#[inline(never)]
+fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: u32) {
+    let Some(state) = state_of::<PROXY>(socket) else { return };
+    if state.flags & SOCKET_RECORDED == 0 {
+        return;
+    }
+    state.flags &= !(SOCKET_ADMITTED | SOCKET_RECORDED);
+    let key = context::socket_of_ops(ops);
+    let (connection, low) = key.connection();
+    let Some(record) = connection::find(&connection) else { return };
+    let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
+    if connection::socket_at(record, low) != own {
+        // It belongs to a later connection with the same endpoints.
+        return;
+    }
+    connection::set_socket_at(record, low, 0);
+    if connection::socket_at(record, !low) != 0 {
+        // The other end will report and remove it.
+        return;
+    }
+    let client = connection::client_is_low(record) == low;
+    // Sequence numbers count SYN and FIN, too.
+    let fin_acked =
+        matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING) as u64;
+    let fin_received =
+        matches!(from, TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING) as u64;
+    let sent = unsafe { read_volatile(&raw const (*ops).bytes_acked) };
+    let sent = sent.saturating_sub(fin_acked + client as u64);
+    let received = unsafe { read_volatile(&raw const (*ops).bytes_received) };
+    let received = received.saturating_sub(fin_received);
+    let (bytes_out, bytes_in) = if client { (sent, received) } else { (received, sent) };
+    connection::end(&connection, record, bytes_out, bytes_in);
+}
+

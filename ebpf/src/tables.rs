@@ -1,0 +1,65 @@
+//! What the agent has put in the maps, as the programs read it.
+
+use core::mem::transmute;
+
+use aya_ebpf::maps::lpm_trie::Key;
+use weft_common::{
+    Address, AddressEntry, Config, Counter, Decision, Pod, PodId, PolicyEntry, PolicyKey, PortKey,
+    Tables,
+};
+
+use crate::maps::{ADDRESSES, CONFIG, COUNTERS, PODS, POLICY, PORTS};
+
+/// The maps `POLICY` and `PORTS`.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        unsafe { POLICY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn ports(&self, key: &PortKey) -> Option<Decision> {
+        let prefix = Prefix { bits: PortKey::BITS, data: *key };
+        // SAFETY: the same layout; `Key` is only packed, which would cost a store per byte.
+        let prefix: &Key<PortKey> = unsafe { transmute(&prefix) };
+        PORTS.get(prefix).copied()
+    }
+}
+
+/// An LPM trie's key, aligned.
+#[repr(C)]
+struct Prefix<T> {
+    bits: u32,
+    data: T,
+}
+
+/// What is known of an address.
+#[inline(always)]
+pub fn address(address: &Address) -> AddressEntry {
+    let prefix = Prefix { bits: 128, data: *address };
+    // SAFETY: as above.
+    let prefix: &Key<Address> = unsafe { transmute(&prefix) };
+    match ADDRESSES.get(prefix) {
+        Some(entry) => *entry,
+        None => AddressEntry { class: 0, flags: 0, pod: 0, plain: 0 },
+    }
+}
+
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn pod(id: PodId) -> Option<&'static Pod> {
+    unsafe { PODS.get(id) }
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        unsafe { *value += 1 };
+    }
+}
