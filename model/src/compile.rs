@@ -1,5 +1,22 @@
 //! The mesh, compiled for one node into the tables that the eBPF programs read.
 
+mod bits;
+mod blocks;
+mod classes;
+mod compiler;
+mod decide;
+mod facts;
+mod ids;
+mod library;
+mod local;
+mod lookup;
+mod mtls;
+mod peers;
+mod port_table;
+mod services;
+mod subject;
+mod vocabulary;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,6 +24,9 @@ use weft_common::{
     Address, AddressEntry, BackendKey, Decision, Endpoint, Pod, PodId, PolicyEntry, PolicyKey,
     PortKey, Service, ServiceKey,
 };
+
+pub use compiler::Compiler;
+pub use lookup::{ConnectionDecision, Lookup};
 
 use crate::mesh::{Name, Origin};
 

@@ -57,9 +57,7 @@ pub(super) fn judge(mesh: &Mesh, pod: &Pod, ends: &Ends, connection: &Connection
         return Outcome::of(Reason::Rule, &rule.origin);
     }
     match matching().next() {
-        Some((rule, needs)) => {
-            Outcome::of(unmet(needs).unwrap_or(Reason::NoRule), &rule.origin)
-        }
+        Some((rule, needs)) => Outcome::of(unmet(needs).unwrap_or(Reason::NoRule), &rule.origin),
         None => Outcome::of(Reason::NoRule, &first.origin),
     }
 }
@@ -70,9 +68,7 @@ fn acts_on(mesh: &Mesh, scope: &Scope, pod: &Pod) -> bool {
         Scope::Mesh => true,
         Scope::Selected(selector) => selector.matches(&pod.labels),
         Scope::Namespace(namespace) => namespace == own,
-        Scope::Workload(namespace, selector) => {
-            namespace == own && selector.matches(&pod.labels)
-        }
+        Scope::Workload(namespace, selector) => namespace == own && selector.matches(&pod.labels),
         Scope::Services(namespace, names) => names.iter().any(|name| {
             let name = Name { namespace: namespace.clone(), name: name.clone() };
             mesh.services.get(&name).is_some_and(|service| mesh.is_behind(pod, service))
@@ -114,9 +110,8 @@ impl<'a> Facts<'a> {
     /// None if the rule does not match by what L4 knows of it; otherwise what it needs to match
     /// indeed: `L4` where some part does that needs no more.
     fn matched_by(&self, rule: &AuthorizationRule) -> Option<Needs> {
-        let source = any(&rule.from, |source| {
-            self.source_matches(source).then_some(source.needs_http)
-        })?;
+        let source =
+            any(&rule.from, |source| self.source_matches(source).then_some(source.needs_http))?;
         let operation = any(&rule.to, |operation| {
             self.operation_matches(operation).then_some(operation.needs_http)
         })?;

@@ -19,10 +19,8 @@ pub struct MtlsRequirement {
 
 /// The mTLS mode of a port of a pod.
 pub fn mtls(mesh: &Mesh, pod: &Pod, port: u16) -> MtlsRequirement {
-    let said = |mode: MtlsMode, origin: &Origin| MtlsRequirement {
-        mode,
-        origin: Some(origin.clone()),
-    };
+    let said =
+        |mode: MtlsMode, origin: &Origin| MtlsRequirement { mode, origin: Some(origin.clone()) };
     let at = |level: fn(&Scope, &Pod) -> bool| {
         mesh.peer_authentication.values().find(|policy| level(&policy.scope, pod))
     };

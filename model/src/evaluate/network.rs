@@ -33,9 +33,8 @@ pub(super) fn judge(
         .map(|policy| &**policy)
         .filter(|policy| selects(mesh, &policy.subject, pod))
         .collect();
-    let rules = || {
-        acting.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (*policy, rule)))
-    };
+    let rules =
+        || acting.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (*policy, rule)));
     let own_node = peer.is_node(&pod.node);
     let isolated = acting.iter().any(|policy| isolates(policy, direction));
     let denies = rules().any(|(_, r)| r.direction == direction && r.effect == Effect::Deny);
@@ -158,9 +157,10 @@ fn serves(mesh: &Mesh, service: &Name, peer: &End) -> bool {
     let (Some(service), Some(address)) = (mesh.services.get(service), peer.address) else {
         return false;
     };
-    service.ports.iter().any(|port| {
-        mesh.endpoints(service, port).iter().any(|endpoint| endpoint.ip() == address)
-    })
+    service
+        .ports
+        .iter()
+        .any(|port| mesh.endpoints(service, port).iter().any(|endpoint| endpoint.ip() == address))
 }
 
 fn port_matches(

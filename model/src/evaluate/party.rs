@@ -62,11 +62,7 @@ impl End {
         let kind = match party {
             Party::Pod(name) => {
                 let pod = mesh.pods.get(name)?;
-                if pod.host_network {
-                    Kind::Node(pod.node.clone())
-                } else {
-                    Kind::Pod(pod.clone())
-                }
+                if pod.host_network { Kind::Node(pod.node.clone()) } else { Kind::Pod(pod.clone()) }
             }
             Party::Address(address) => match (mesh.node_at(*address), mesh.pod_at(*address)) {
                 (Some(node), _) => Kind::Node(node),

@@ -59,11 +59,8 @@ impl Pod {
 impl Mesh {
     /// Labels of a namespace; one that is not known has its name as the only label.
     pub fn namespace_labels(&self, namespace: &Arc<str>) -> Labels {
-        let mut labels = self
-            .namespaces
-            .get(namespace)
-            .map(|known| known.labels.clone())
-            .unwrap_or_default();
+        let mut labels =
+            self.namespaces.get(namespace).map(|known| known.labels.clone()).unwrap_or_default();
         labels.insert(NAMESPACE_NAME_LABEL.into(), namespace.clone());
         labels
     }
@@ -134,11 +131,7 @@ impl Mesh {
     }
 
     /// As [`Self::endpoints`], with the nodes.
-    pub fn service_endpoints(
-        &self,
-        service: &Service,
-        port: &ServicePort,
-    ) -> Vec<ServiceEndpoint> {
+    pub fn service_endpoints(&self, service: &Service, port: &ServicePort) -> Vec<ServiceEndpoint> {
         let mut endpoints = match self.sliced_endpoints(service, port) {
             Some(endpoints) => endpoints,
             None => self.selected_endpoints(service, port),
