@@ -35,6 +35,8 @@ const CONTAINER: u64 = 1
     | 1 << 27
     | 1 << 29
     | 1 << 31;
+/// Open files that a process may have.
+static OPEN_FILES: libc::rlimit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
 /// Above every capability that the kernel knows; dropping an unknown one fails with EINVAL.
 const CAPABILITIES: u64 = 64;
 
@@ -69,8 +71,11 @@ fn take(privilege: Privilege) -> io::Result<()> {
         Privilege::Container => CONTAINER,
         Privilege::User(_) => 0,
     };
-    // SAFETY: plain system calls without pointers, apart from the empty list of groups.
+    // SAFETY: plain system calls; the pointers are to a limit on the stack and to no groups.
     unsafe {
+        // Container runtimes run with a limit far above a login's. Where the system's own is
+        // lower, the process keeps the one it has.
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const OPEN_FILES);
         for capability in (0..CAPABILITIES).filter(|capability| kept & (1 << capability) == 0) {
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
                 break;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{NodeAddresses, PodAddresses};
 use crate::enter::Privilege;
+use crate::mesh::binary;
 use crate::namespace::NetworkNamespace;
 use crate::process::{Output, Process, Run};
 use crate::wait::eventually;
@@ -62,6 +63,11 @@ impl Place {
     /// A program that is to run here.
     pub fn run(&self, program: impl AsRef<OsStr>) -> Run<'_> {
         Run::new(self, program)
+    }
+
+    /// The test program `pod-tool`, in one of its roles; see `pod-tool --help`.
+    pub fn tool(&self, role: &str) -> Result<Run<'_>> {
+        Ok(self.run(binary("pod-tool")?).arg(role))
     }
 
     /// Runs a program (its name, then its arguments) to its end.

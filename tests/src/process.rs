@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde_json::Value;
 
 use crate::enter::{Privilege, enter};
 use crate::place::Place;
@@ -152,6 +153,11 @@ impl std::fmt::Display for Run<'_> {
 }
 
 impl Output {
+    /// The lines of its output that are JSON.
+    pub fn json(&self) -> Vec<Value> {
+        json_lines(&self.stdout)
+    }
+
     /// The output of a program that succeeded; an error with what it said otherwise.
     pub fn success(self) -> Result<String> {
         ensure!(self.status.success(), "{}: {}{}", self.status, self.stdout, self.stderr);
@@ -168,6 +174,17 @@ impl Process {
     /// What it has written so far.
     pub fn stdout(&self) -> String {
         read(&self.stdout)
+    }
+
+    /// The lines so far that are JSON.
+    pub fn json(&self) -> Vec<Value> {
+        json_lines(&self.stdout())
+    }
+
+    /// Waits for a line of JSON whose `event` is this.
+    pub fn await_event(&mut self, limit: Duration, event: &str) -> Result<Value> {
+        let line = self.await_line_within(limit, &format!("\"event\":\"{event}\""))?;
+        Ok(serde_json::from_str(&line)?)
     }
 
     /// What it has written as errors so far.
@@ -266,6 +283,10 @@ impl Drop for Process {
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The last lines, for an error.

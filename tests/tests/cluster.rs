@@ -3,8 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use weft_tests::{CgroupDriver, Cluster, PodSpec, Qos, Traces, skipped_without_root};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::net::SocketAddr;
+use weft_tests::{
+    CgroupDriver, Cluster, Place, PodSpec, Process, Qos, Traces, skipped_without_root,
+};
 
 fn shop() -> Result<Cluster> {
     let pods = ["node-a", "node-b"].into_iter().flat_map(|node| {
@@ -20,25 +24,52 @@ fn pods_reach_each_other() -> Result<()> {
         return Ok(());
     }
     let cluster = shop()?;
-    let pair = [cluster.pod("shop/node-a-0")?, cluster.pod("shop/node-b-0")?];
+    let servers = [cluster.pod("shop/node-a-0")?, cluster.pod("shop/node-b-0")?];
     let client = cluster.pod("shop/node-a-1")?;
     let world = cluster.node("world")?;
-    for pod in &pair {
-        let ping = |address: std::net::IpAddr, from: &weft_tests::Place| {
-            let address = address.to_string();
-            from.exec(["ping", "-c1", "-W1", &address])?.success()
-        };
-        for address in pod.addresses().both() {
-            ping(address, &client)?;
-            ping(address, world)?;
+    let _running: Vec<_> = servers.iter().map(|server| serve(server)).collect::<Result<_>>()?;
+    for server in &servers {
+        for address in server.addresses().sockets(8080) {
+            for from in [&**client, &**world] {
+                let answer = &connect(from, address)?;
+                ensure!(answer["answer"] == "hello", "{answer}");
+            }
         }
         for address in world.public_addresses().both() {
-            ping(address, pod)?;
+            let answer = server.tool("ping")?.arg(address.to_string()).output()?.json();
+            ensure!(answer[0]["event"] == "reply", "{answer:?}");
         }
     }
-    let server = pair[1].exec(["ip", "-j", "addr", "show", "eth0"])?.success()?;
-    ensure!(server.contains(&pair[1].addresses().ipv4.to_string()), "{server}");
     Ok(())
+}
+
+/// The server sees who connects.
+#[test]
+fn peers_are_seen_as_they_are() -> Result<()> {
+    if skipped_without_root() {
+        return Ok(());
+    }
+    let cluster = shop()?;
+    let (server, client) = (cluster.pod("shop/node-a-0")?, cluster.pod("shop/node-b-1")?);
+    let running = serve(&server)?;
+    connect(&client, server.v4(8080))?;
+    connect(&client, server.v6(8080))?;
+    let peers: Vec<_> = running.json().iter().map(|line| line["peer"].to_string()).collect();
+    let expected = client.addresses();
+    ensure!(peers.iter().any(|peer| peer.contains(&expected.ipv4.to_string())), "{peers:?}");
+    ensure!(peers.iter().any(|peer| peer.contains(&expected.ipv6.to_string())), "{peers:?}");
+    Ok(())
+}
+
+fn serve(place: &Place) -> Result<Process> {
+    let mut server = place.tool("serve")?.args(["--tcp", "8080"]).spawn()?;
+    server.await_event(Duration::from_secs(5), "listening")?;
+    Ok(server)
+}
+
+fn connect(from: &Place, to: SocketAddr) -> Result<Value> {
+    let output = from.tool("connect")?.arg(to.to_string()).args(["--send", "hello"]).output()?;
+    output.json().pop().context("pod-tool said nothing")
 }
 
 /// Two nodes with eight pods are up within two seconds.
@@ -146,8 +177,10 @@ fn a_pod_takes_the_address_of_one_that_has_gone() -> Result<()> {
     let [.., number] = old.ipv4.octets();
     let new = cluster.add_pod(PodSpec::new("shop", "new", "node-a").host_number(number))?;
     ensure!(new.addresses() == old);
-    let ping = ["ping", "-c1", "-W1", &old.ipv4.to_string()];
-    cluster.exec("shop/node-b-0", ping)?.success()?;
+    let _running = serve(&new)?;
+    let client = cluster.pod("shop/node-b-0")?;
+    let answer = connect(&client, new.v4(8080))?;
+    ensure!(answer["answer"] == "hello", "{answer}");
     Ok(())
 }
 

@@ -1,0 +1,60 @@
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+use crate::report::{errno, report};
+use crate::system;
+
+/// Connections to hold.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Where to, in turn.
+    to: Vec<SocketAddr>,
+    /// How many.
+    #[arg(long, default_value_t = 1000)]
+    count: u32,
+    /// Stops at so many failures in a row.
+    #[arg(long, default_value_t = 100)]
+    failures: u32,
+}
+
+/// Opens them, reports how many there are, and holds them until its input ends or it is killed.
+pub fn hold(options: &Options) -> Result<()> {
+    system::raise_file_limit();
+    let start = Instant::now();
+    let mut held = Vec::new();
+    let mut errors = BTreeMap::<String, u32>::new();
+    let mut failed = 0;
+    for to in options.to.iter().cycle().take(options.count as usize) {
+        match TcpStream::connect(to) {
+            Ok(stream) => {
+                held.push(stream);
+                failed = 0;
+            }
+            Err(error) => {
+                failed += 1;
+                let name = errno(&error)["name"].as_str().unwrap_or_default().to_owned();
+                *errors.entry(name).or_default() += 1;
+            }
+        }
+        if failed >= options.failures {
+            break;
+        }
+    }
+    report(json!({
+        "event": "holding",
+        "held": held.len(),
+        "errors": errors,
+        "seconds": start.elapsed().as_secs_f64(),
+    }));
+    loop {
+        if std::io::stdin().read(&mut [0; 64]).unwrap_or(0) == 0 {
+            std::thread::park();
+        }
+    }
+}
