@@ -1,0 +1,231 @@
+//! The node agent: its parts, put together.
+
+mod notify;
+mod ready;
+
+use std::fs;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+use weft_model::mesh;
+use weft_proto::v1::observer_server::ObserverServer;
+use weft_proto::v1::proxy_config_server::ProxyConfigServer;
+
+use crate::api::{Allowed, Listener, ObserverService, ProxyPorts, ProxyService, ProxyState};
+use crate::ca::{Authority, WorkloadCertificates};
+use crate::flows::FlowRing;
+use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel};
+use crate::reconcile::{Outputs, Reconciler};
+use crate::snapshot::Snapshots;
+use crate::source::Directory;
+
+pub use notify::notify;
+pub use ready::{Ready, ready_file};
+
+/// Where the agent has its sockets, unless told otherwise.
+pub const RUN_DIR: &str = "/run/weft";
+/// Where maps and links are pinned, unless told otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/weft";
+/// Where the trust root is, unless told otherwise.
+pub const CA_DIR: &str = "/var/lib/weft/ca";
+
+/// The socket for tools.
+pub fn observer_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.sock")
+}
+
+/// The socket for the node's proxy.
+pub fn proxy_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("proxy.sock")
+}
+
+/// Everything that the agent is told.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Name of the node.
+    pub node: Arc<str>,
+    /// The directory of manifests.
+    pub manifests: PathBuf,
+    /// Where the sockets and the marker `ready` are.
+    pub run_dir: PathBuf,
+    /// The trust root's directory.
+    pub ca_dir: PathBuf,
+    /// How long workloads' certificates live.
+    pub certificate_life: Duration,
+    /// The user of the node's proxy.
+    pub proxy_user: Option<u32>,
+    /// How many flow events are remembered.
+    pub flows: usize,
+    /// What the mesh is read with.
+    pub mesh: mesh::Settings,
+    /// What the kernel is opened with.
+    pub kernel: kernel::Options,
+}
+
+/// Runs the agent until it is told to stop. What it has put into the kernel stays there.
+///
+/// # Errors
+/// Where it cannot begin; once a policy is in force, errors are reported by log and status.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+
+    fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("--run-dir {}", config.run_dir.display()))?;
+    fs::set_permissions(&config.run_dir, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("--run-dir {}", config.run_dir.display()))?;
+    let _lock = lock(&config.run_dir)?;
+    // Whoever waits for this agent must not see the marker of the last.
+    let ready = Ready::new(&config.run_dir)?;
+
+    let trust_domain = config.mesh.trust_domain.clone();
+    let authority = Authority::open(&config.ca_dir, &trust_domain, config.certificate_life)
+        .context("--ca-dir")?;
+    let view = Directory::new(&config.manifests, config.mesh.clone()).watch()?;
+
+    // The watch comes before the programs: whatever pod begins to run is known.
+    let cgroups = CgroupWatch::start(&config.kernel.pods_cgroup).context("--pods-cgroup")?;
+    let kernel = Kernel::open(config.kernel.clone())?;
+    let flows = Arc::new(FlowRing::new(config.flows));
+    let snapshots = Arc::new(Snapshots::default());
+    let events = kernel.flow_events()?;
+
+    let (wanted, wanted_receiver) = watch::channel(Default::default());
+    let (issued_sender, issued) = watch::channel(Default::default());
+    let (proxy_sender, proxy_receiver) =
+        watch::channel(Arc::new(ProxyState::new(authority.root_pem())));
+    let (ask, asked) = mpsc::channel(16);
+    let proxy = ProxyService::new(proxy_receiver);
+
+    let ports = ProxyPorts {
+        outbound: config.kernel.settings.outbound_port,
+        inbound: config.kernel.settings.inbound_port,
+    };
+    let observer = ObserverService {
+        node: config.node.clone(),
+        same_node_mtls: config.kernel.settings.same_node_mtls,
+        flows: flows.clone(),
+        snapshots: snapshots.clone(),
+        ask,
+    };
+    let proxy_listener =
+        bind(&proxy_socket(&config.run_dir), Allowed { uid: config.proxy_user }).await?;
+    let observer_listener =
+        bind(&observer_socket(&config.run_dir), Allowed { uid: None }).await?;
+
+    let mut reconciler = Reconciler::new(
+        config.node.clone(),
+        &config.kernel,
+        ports,
+        kernel,
+        Outputs {
+            snapshots,
+            flows: flows.clone(),
+            proxy: proxy_sender,
+            wanted,
+            connected: proxy.connected(),
+            ready,
+        },
+    );
+    if let Some(log) = reconciler.bpf_log()? {
+        tokio::spawn(async move {
+            if let Err(error) = log.run().await {
+                tracing::error!(%error, "the programs' log lines are no longer read");
+            }
+        });
+    }
+
+    let certificates = WorkloadCertificates::new(authority);
+    let tasks = Tasks(vec![
+        tokio::spawn(certificates.run(wanted_receiver, issued_sender)),
+        tokio::spawn(remember(events, flows)),
+        tokio::spawn(async move {
+            let served = Server::builder()
+                .add_service(ProxyConfigServer::new(proxy))
+                .serve_with_incoming(proxy_listener.incoming())
+                .await;
+            report("the proxy's configuration", served);
+        }),
+        tokio::spawn(async move {
+            let served = Server::builder()
+                .add_service(ObserverServer::new(observer))
+                .serve_with_incoming(observer_listener.incoming())
+                .await;
+            report("flows and status", served);
+        }),
+    ]);
+
+    tokio::select! {
+        () = reconciler.run(view, cgroups, issued, asked) => {
+            tracing::error!("the agent has nothing left to follow");
+        }
+        _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
+        _ = interrupt.recv() => tracing::info!("told to stop (SIGINT)"),
+    }
+    notify("STOPPING=1");
+    drop(tasks);
+    drop(reconciler);
+    tracing::info!("stopped; the policy stays in force (`weft uninstall` would remove it)");
+    Ok(())
+}
+
+/// Keeps other agents away from the directory for as long as the file is open.
+fn lock(run_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = run_dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    file.try_lock().with_context(|| {
+        format!(
+            "another agent runs with --run-dir {}: stop it, or give this one a directory of its \
+             own",
+            run_dir.display()
+        )
+    })?;
+    Ok(file)
+}
+
+/// Stops its tasks when dropped.
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+async fn bind(path: &Path, allowed: Allowed) -> anyhow::Result<Listener> {
+    Listener::bind(path, allowed).await.with_context(|| format!("socket {}", path.display()))
+}
+
+fn report(what: &str, served: Result<(), tonic::transport::Error>) {
+    if let Err(error) = served {
+        tracing::error!(%error, "{what} can no longer be served");
+    }
+}
+
+/// Keeps the events of the kernel.
+async fn remember(mut events: FlowEvents, flows: Arc<FlowRing>) {
+    let mut batch = Vec::new();
+    loop {
+        if let Err(error) = events.read(&mut batch).await {
+            tracing::error!(%error, "flow events can no longer be read");
+            return;
+        }
+        flows.push(&batch);
+        batch.clear();
+    }
+}

@@ -1,0 +1,119 @@
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use weft_proto::v1::{StatusRequest, StatusResponse};
+
+use super::client::{ClientArgs, answer, block_on};
+use super::output::{Paint, TableOrJson, lines, print, table, timestamp};
+use super::EXIT_FOUND_WRONG;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: TableOrJson,
+}
+
+pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let status = block_on(async {
+        let mut agent = args.client.observer().await?;
+        Ok(agent.status(StatusRequest {}).await.map_err(answer)?.into_inner())
+    })?;
+    match args.output {
+        TableOrJson::Table => print(text(&status, Paint::stdout()))?,
+        TableOrJson::Json => print(json(&status))?,
+    }
+    Ok(if status.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FOUND_WRONG)
+    })
+}
+
+/// For programs.
+pub(super) fn json(status: &StatusResponse) -> serde_json::Value {
+    let mut value = serde_json::to_value(status).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        let applied = if status.applied == 0 {
+            serde_json::Value::Null
+        } else {
+            timestamp(status.applied).into()
+        };
+        object.insert("applied".to_owned(), applied);
+    }
+    value
+}
+
+/// For people.
+pub(super) fn text(status: &StatusResponse, paint: Paint) -> String {
+    let mut text = String::new();
+    let applied = if status.applied == 0 {
+        paint.bad("no policy has been applied yet")
+    } else {
+        format!("generation {}, applied {}", status.generation, timestamp(status.applied))
+    };
+    let proxy = if status.proxy_connected { "connected" } else { "not connected" };
+    let acceleration = match status.acceleration_reason.as_str() {
+        "" => status.acceleration.clone(),
+        reason => format!("{} ({reason})", status.acceleration),
+    };
+    let rows = [
+        ("Node", status.node.clone()),
+        ("Agent", status.version.clone()),
+        ("Policy", applied),
+        ("Pods", format!("{} on this node, {} in the mesh", status.pods, status.enrolled)),
+        ("Policies", status.policies.to_string()),
+        ("Services", status.services.to_string()),
+        ("Proxy", proxy.to_owned()),
+        ("Acceleration", acceleration),
+    ];
+    for (name, value) in rows {
+        let _ = writeln!(text, "{}{value}", paint.strong(format_args!("{name:<14}")));
+    }
+    if !status.maps.is_empty() {
+        let mut maps = table(&["MAP", "ENTRIES", "CAPACITY", "USED"]);
+        for map in &status.maps {
+            maps.add_row([
+                map.name.clone(),
+                map.entries.to_string(),
+                map.capacity.to_string(),
+                format!("{:.0} %", 100.0 * map.entries as f64 / map.capacity.max(1) as f64),
+            ]);
+        }
+        let _ = writeln!(text, "\n{}", lines(&mut maps));
+    }
+    if !status.programs.is_empty() {
+        let mut programs = table(&["PROGRAM", "ATTACHED", "ID"]);
+        for program in &status.programs {
+            programs.add_row([&program.name, &program.attached, &program.id.to_string()]);
+        }
+        let _ = writeln!(text, "\n{}", lines(&mut programs));
+    }
+    let counters: BTreeMap<_, _> = status.counters.iter().collect();
+    if !counters.is_empty() {
+        let mut table = table(&["COUNTER", "VALUE"]);
+        for (name, value) in counters {
+            table.add_row([name, &value.to_string()]);
+        }
+        let _ = writeln!(text, "\n{}", lines(&mut table));
+    }
+    for warning in &status.warnings {
+        let _ = write!(text, "\n{} {warning}", paint.doubtful("warning:"));
+    }
+    if !status.warnings.is_empty() {
+        text.push('\n');
+    }
+    if status.problems.is_empty() {
+        let _ = write!(text, "\n{}", paint.good("Everything is in force."));
+    } else {
+        let _ = write!(text, "\n{}", paint.bad("Not in force:"));
+        for problem in &status.problems {
+            let _ = write!(text, "\n  {problem}");
+        }
+    }
+    text
+}

@@ -1,0 +1,419 @@
+//! The one task that owns the mesh, the compiler and the kernel. Whatever changes comes here, is
+//! compiled, applied, and published; what cannot be applied leaves the last good policy in force.
+
+mod bindings;
+mod interfaces;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_common::{Counter, PodId};
+use weft_model::compile::{Compiler, Tables};
+use weft_model::mesh::Mesh;
+
+use crate::agent::Ready;
+use crate::api::{Ask, ProxyPorts, ProxyState};
+use crate::ca::Issued;
+use crate::flows::FlowRing;
+use crate::identity::SpiffeId;
+use crate::kernel::{
+    BpfLog, CgroupEvent, CgroupWatch, Kernel, KernelError, Options, Settings, cgroups,
+};
+use crate::snapshot::{Snapshot, Snapshots};
+use crate::source::View;
+
+use bindings::{Bindings, cgroup_of_this_process};
+use interfaces::{Found, Interfaces};
+
+/// Between looks at the kernel's counters, and at what failed and may work now.
+const TICK: Duration = Duration::from_secs(1);
+/// Between tries to apply what could not be applied.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Whom the reconciler tells what is in force.
+pub struct Outputs {
+    /// Flows, explanations and status.
+    pub snapshots: Arc<Snapshots>,
+    /// Where lost events are counted.
+    pub flows: Arc<FlowRing>,
+    /// The node's proxy.
+    pub proxy: watch::Sender<Arc<ProxyState>>,
+    /// Which identities have a pod on this node.
+    pub wanted: watch::Sender<BTreeSet<SpiffeId>>,
+    /// How many proxies are connected.
+    pub connected: Arc<AtomicUsize>,
+    /// Whoever waits for the first policy.
+    pub ready: Ready,
+}
+
+/// What is wrong now, by what it came from.
+#[derive(Debug, Default)]
+struct Problems {
+    apply: Option<String>,
+    cut: Option<String>,
+    cgroups: Option<String>,
+    bindings: Option<String>,
+    interfaces: BTreeMap<PodId, String>,
+}
+
+/// See the module.
+pub struct Reconciler {
+    node: Arc<str>,
+    settings: Settings,
+    ports: ProxyPorts,
+    kernel: Kernel,
+    compiler: Compiler,
+    bindings: Bindings,
+    interfaces: Interfaces,
+    found: mpsc::UnboundedReceiver<Found>,
+    outputs: Outputs,
+    view: View,
+    /// What is in the kernel.
+    tables: Option<Arc<Tables>>,
+    problems: Problems,
+    retry: Option<Instant>,
+}
+
+impl Reconciler {
+    /// With the kernel that was opened with `options`.
+    pub fn new(
+        node: Arc<str>,
+        options: &Options,
+        ports: ProxyPorts,
+        kernel: Kernel,
+        outputs: Outputs,
+    ) -> Self {
+        let own = cgroups::find_hierarchy()
+            .ok()
+            .and_then(|hierarchy| cgroup_of_this_process(&hierarchy))
+            .into_iter()
+            .chain(options.proxy_cgroup.clone())
+            .collect();
+        let compiler = Compiler::starting_at(kernel.highest_id().saturating_add(1));
+        let (interfaces, found) = Interfaces::new();
+        Self {
+            node,
+            settings: options.settings.clone(),
+            ports,
+            kernel,
+            compiler,
+            bindings: Bindings::new(own),
+            interfaces,
+            found,
+            outputs,
+            view: View::default(),
+            tables: None,
+            problems: Problems::default(),
+            retry: None,
+        }
+    }
+
+    /// The programs' own log lines, if they were asked for.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn bpf_log(&mut self) -> Result<Option<BpfLog>, KernelError> {
+        self.kernel.bpf_log()
+    }
+
+    /// Follows everything that changes, until the source has gone.
+    pub async fn run(
+        &mut self,
+        mut view: watch::Receiver<View>,
+        mut cgroups: CgroupWatch,
+        mut issued: watch::Receiver<Issued>,
+        mut asked: mpsc::Receiver<Ask>,
+    ) {
+        // What the kernel has of an earlier agent is judged with all cgroups known.
+        while let Some(event) = cgroups.try_next() {
+            self.bindings.take(event);
+        }
+        self.view = view.borrow_and_update().clone();
+        self.reconcile();
+        let mut watching_cgroups = true;
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let look = self.interfaces.next().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                biased;
+                event = cgroups.next(), if watching_cgroups => match event {
+                    Some(event) => {
+                        self.take_cgroups(event, &mut cgroups);
+                    }
+                    None => {
+                        watching_cgroups = false;
+                        self.problems.cgroups = Some(
+                            "the pods' cgroups are no longer watched (is their root gone?): new \
+                             pods stay denied until the agent is restarted".to_owned(),
+                        );
+                    }
+                },
+                changed = view.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.view = view.borrow_and_update().clone();
+                    self.reconcile();
+                }
+                changed = issued.changed() => {
+                    if changed.is_ok() {
+                        let issued = issued.borrow_and_update().clone();
+                        self.tell_proxy(|state| state.set_certificates(&issued));
+                    }
+                }
+                Some(ask) = asked.recv() => self.answer(ask),
+                Some(found) = self.found.recv() => self.take_interfaces(found),
+                () = sleep_until(look), if look.is_some() => self.interfaces.look(),
+                _ = tick.tick() => self.tick(),
+            }
+        }
+    }
+
+    fn answer(&self, ask: Ask) {
+        match ask {
+            Ask::Status(answer) => reply(answer, self.status()),
+        }
+    }
+
+    fn tick(&mut self) {
+        match self.kernel.counters() {
+            Ok(counters) => self.outputs.flows.set_lost(counters.get(Counter::EventsLost)),
+            Err(error) => tracing::warn!(%error, "counters"),
+        }
+        if self.retry.is_some_and(|retry| retry <= Instant::now()) {
+            self.reconcile();
+        } else if self.problems.bindings.is_some() {
+            self.bind();
+        }
+    }
+
+    /// Compiles the mesh and brings it into the kernel.
+    fn reconcile(&mut self) {
+        let started = Instant::now();
+        let mesh = self.view.mesh.clone();
+        let tables = Arc::new(self.compiler.compile(&mesh, &self.node));
+        let compiled = started.elapsed();
+        self.outputs.snapshots.announce(&mesh, &tables);
+
+        let settings = node_settings(&self.settings, &mesh, &self.node);
+        let applied = if settings == self.settings {
+            Ok(())
+        } else {
+            self.kernel.configure(settings.clone()).map(|()| self.settings = settings)
+        };
+        let applied = match applied.and_then(|()| self.kernel.apply(&tables)) {
+            Ok(applied) => applied,
+            Err(error) => {
+                tracing::error!(%error, "the policy cannot be applied; the last good one stays");
+                self.compiler.not_applied();
+                self.problems.apply = Some(error.to_string());
+                self.retry = Some(Instant::now() + RETRY);
+                return;
+            }
+        };
+        self.tables = Some(tables.clone());
+        self.problems.apply = None;
+        self.retry = None;
+        self.bind();
+        self.cut();
+        tracing::info!(
+            generation = applied.generation,
+            documents = self.view.documents,
+            pods = tables.pods.len(),
+            written = applied.written,
+            deleted = applied.deleted,
+            compiled_us = compiled.as_micros(),
+            total_us = started.elapsed().as_micros(),
+            "applied",
+        );
+        self.publish(mesh, tables, applied.generation);
+    }
+
+    fn publish(&mut self, mesh: Arc<Mesh>, tables: Arc<Tables>, generation: u32) {
+        let wanted = identities(&mesh, &self.node);
+        self.outputs.wanted.send_if_modified(|known| {
+            let changed = *known != wanted;
+            *known = wanted;
+            changed
+        });
+        let (node, ports) = (self.node.clone(), self.ports);
+        self.tell_proxy(|state| state.set_mesh(&mesh, &node, ports));
+        self.outputs.snapshots.publish(Snapshot {
+            generation,
+            applied: SystemTime::now(),
+            mesh,
+            tables,
+        });
+        self.outputs.ready.set(generation);
+    }
+
+    fn tell_proxy(&self, change: impl FnOnce(&mut ProxyState)) {
+        self.outputs.proxy.send_if_modified(|state| {
+            let before = state.clone();
+            change(Arc::make_mut(state));
+            *before != **state
+        });
+    }
+
+    /// Cuts connections that the policy in the kernel forbids.
+    fn cut(&mut self) {
+        self.problems.cut = match self.kernel.cut_forbidden() {
+            Ok(cut) => {
+                if !cut.is_empty() {
+                    tracing::info!(connections = cut.len(), "cut: no longer allowed");
+                }
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "forbidden connections");
+                Some(format!("{error}; no more bytes of them pass"))
+            }
+        };
+    }
+
+    fn take_cgroups(&mut self, event: CgroupEvent, more: &mut CgroupWatch) {
+        self.bindings.take(event);
+        while let Some(event) = more.try_next() {
+            self.bindings.take(event);
+        }
+        self.bind();
+    }
+
+    /// Tells the kernel which cgroup is which pod.
+    fn bind(&mut self) {
+        let Some(tables) = self.tables.clone() else { return };
+        let changes = self.bindings.changes(&tables, self.kernel.bound_cgroups());
+        let mut problem = None;
+        for cgroup in changes.unbind {
+            if let Err(error) = self.kernel.unbind_cgroup(cgroup) {
+                problem = Some(error.to_string());
+            }
+        }
+        for (cgroup, pod) in changes.bind {
+            tracing::debug!(cgroup, pod, "bound");
+            if let Err(error) = self.kernel.bind_cgroup(cgroup, pod) {
+                problem = Some(error.to_string());
+            }
+        }
+        if let Some(problem) = &problem
+            && self.problems.bindings.as_ref() != Some(problem)
+        {
+            tracing::error!("pods stay denied: {problem}");
+        }
+        self.problems.bindings = problem;
+        self.follow_interfaces(&tables);
+    }
+
+    /// Which pods' interfaces are to be hooked.
+    fn follow_interfaces(&mut self, tables: &Tables) {
+        let pods: BTreeMap<PodId, PathBuf> = tables
+            .pods
+            .values()
+            .filter(|pod| pod.entry.flags & weft_common::POD_HOST_NETWORK == 0)
+            .filter_map(|pod| {
+                let cgroup = self.bindings.of(&pod.uid).next()?;
+                Some((pod.id, cgroup.path.clone()))
+            })
+            .collect();
+        let live: BTreeSet<PodId> = tables.pods.values().map(|pod| pod.id).collect();
+        let stale: Vec<u32> = self
+            .kernel
+            .attached_interfaces()
+            .iter()
+            .filter(|(_, pod)| !live.contains(pod))
+            .map(|(interface, _)| *interface)
+            .collect();
+        for interface in stale {
+            if let Err(error) = self.kernel.detach_interface(interface) {
+                tracing::debug!(%error, "an interface of a pod that has gone");
+            }
+        }
+        self.problems.interfaces.retain(|pod, _| pods.contains_key(pod));
+        self.interfaces.set(pods);
+    }
+
+    fn take_interfaces(&mut self, found: Found) {
+        if !self.interfaces.take(&found) {
+            return;
+        }
+        let pod = found.pod;
+        let attached = found.interfaces.and_then(|interfaces| {
+            for interface in interfaces {
+                if self.kernel.attached_interfaces().get(&interface) == Some(&pod) {
+                    continue;
+                }
+                self.kernel
+                    .attach_interface(interface, pod)
+                    .map_err(|error| error.to_string())?;
+                tracing::debug!(interface, pod, "hooked");
+            }
+            Ok(())
+        });
+        match attached {
+            Ok(()) => {
+                self.problems.interfaces.remove(&pod);
+            }
+            Err(error) => {
+                let known = self.problems.interfaces.insert(pod, error.clone());
+                if known.as_ref() != Some(&error) {
+                    tracing::warn!(pod, error, "frames of this pod are not checked");
+                }
+            }
+        }
+    }
+}
+
+/// The settings for a node of the mesh: its proxy listens at its addresses.
+fn node_settings(settings: &Settings, mesh: &Mesh, node: &str) -> Settings {
+    let mut settings = settings.clone();
+    let addresses = mesh
+        .nodes
+        .get(node)
+        .map(|node| node.addresses.iter().map(IpAddr::to_canonical).collect::<Vec<_>>())
+        .unwrap_or_default();
+    settings.node_v4 = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    settings.node_v6 = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(*v6),
+    });
+    settings
+}
+
+/// The identities that have a pod of the mesh on a node.
+fn identities(mesh: &Mesh, node: &str) -> BTreeSet<SpiffeId> {
+    mesh.pods
+        .values()
+        .filter(|pod| *pod.node == *node && mesh.is_enrolled(pod))
+        .map(|pod| {
+            SpiffeId::new(
+                &mesh.settings.trust_domain,
+                &pod.name.namespace,
+                &pod.service_account,
+            )
+        })
+        .collect()
+}
+
+async fn sleep_until(when: Option<tokio::time::Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whoever asked may have gone.
+fn reply<T>(answer: oneshot::Sender<T>, value: T) {
+    let _gone = answer.send(value);
+}

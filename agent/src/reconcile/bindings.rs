@@ -1,0 +1,110 @@
+//! Which cgroup is which pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use weft_common::{POD_OF_THE_MESH, PodId};
+use weft_model::compile::Tables;
+use weft_model::mesh::Name;
+
+use crate::kernel::{CgroupEvent, CgroupId, PodCgroup};
+
+/// The cgroups of pods that there are now.
+#[derive(Debug, Default)]
+pub(super) struct Bindings {
+    cgroups: BTreeMap<CgroupId, PodCgroup>,
+    /// Cgroups of the agent and the proxy: a pod's cgroup around one of them is the mesh's own.
+    own: Vec<PathBuf>,
+}
+
+/// What is to be done for the kernel to know the cgroups.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub bind: Vec<(CgroupId, PodId)>,
+    pub unbind: Vec<CgroupId>,
+}
+
+impl Bindings {
+    /// Without any pod; `own` are the cgroups of the agent and the proxy.
+    pub(super) fn new(own: Vec<PathBuf>) -> Self {
+        Self { cgroups: BTreeMap::new(), own }
+    }
+
+    pub(super) fn take(&mut self, event: CgroupEvent) {
+        match event {
+            CgroupEvent::Added(cgroup) => {
+                self.cgroups.insert(cgroup.id, cgroup);
+            }
+            CgroupEvent::Removed(cgroup) => {
+                self.cgroups.remove(&cgroup.id);
+            }
+        }
+    }
+
+    /// What every cgroup is, as far as it is known.
+    pub(super) fn wanted(&self, tables: &Tables) -> BTreeMap<CgroupId, PodId> {
+        let by_uid: BTreeMap<&Arc<str>, PodId> =
+            tables.pods.values().map(|pod| (&pod.uid, pod.id)).collect();
+        self.cgroups
+            .values()
+            .filter_map(|cgroup| {
+                if self.is_own(&cgroup.path) {
+                    return Some((cgroup.id, POD_OF_THE_MESH));
+                }
+                by_uid.get(&cgroup.uid).map(|pod| (cgroup.id, *pod))
+            })
+            .collect()
+    }
+
+    /// What is to be done, where `bound` is what the kernel knows.
+    pub(super) fn changes(
+        &self,
+        tables: &Tables,
+        bound: &BTreeMap<CgroupId, PodId>,
+    ) -> Changes {
+        let wanted = self.wanted(tables);
+        Changes {
+            bind: wanted
+                .iter()
+                .filter(|(cgroup, pod)| bound.get(cgroup) != Some(pod))
+                .map(|(cgroup, pod)| (*cgroup, *pod))
+                .collect(),
+            unbind: bound.keys().filter(|cgroup| !wanted.contains_key(cgroup)).copied().collect(),
+        }
+    }
+
+    /// The cgroups of a pod.
+    pub(super) fn of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a PodCgroup> {
+        self.cgroups.values().filter(move |cgroup| *cgroup.uid == *uid)
+    }
+
+    /// Pods of the tables that have no cgroup (yet).
+    pub(super) fn pending<'a>(&self, tables: &'a Tables) -> Vec<&'a Name> {
+        let known: BTreeSet<&Arc<str>> =
+            self.cgroups.values().map(|cgroup| &cgroup.uid).collect();
+        tables
+            .pods
+            .iter()
+            .filter(|(_, pod)| !known.contains(&pod.uid))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// Cgroups of pods that the tables do not have (yet).
+    pub(super) fn unknown(&self, tables: &Tables) -> Vec<&PodCgroup> {
+        let wanted = self.wanted(tables);
+        self.cgroups.values().filter(|cgroup| !wanted.contains_key(&cgroup.id)).collect()
+    }
+
+    fn is_own(&self, pod: &Path) -> bool {
+        self.own.iter().any(|own| own.starts_with(pod))
+    }
+}
+
+/// The cgroup of this process, as a path in the hierarchy that is mounted at `hierarchy`.
+pub(super) fn cgroup_of_this_process(hierarchy: &Path) -> Option<PathBuf> {
+    let listed = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = listed.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(hierarchy.join(path.trim_start_matches('/')))
+}
