@@ -1,0 +1,128 @@
+//! An agent that dies and comes back, under load; and a proxy.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::shop::{DENY_INGRESS, PORT, SOON, Shop, allow, builder, now, open, open_with};
+
+/// The ids of the programs that are attached at the pods' root of a node.
+fn attached(shop: &Shop, node: &str) -> Result<Vec<(String, u64)>> {
+    let root = shop.cluster.node(node)?.branch().join("kubepods.slice");
+    let output = Command::new("bpftool").args(["-j", "cgroup", "show"]).arg(root).output()?;
+    let programs: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let mut programs: Vec<_> = programs
+        .iter()
+        .map(|program| {
+            let name = program["attach_type"].to_string() + &program["name"].to_string();
+            (name, program["id"].as_u64().unwrap_or_default())
+        })
+        .collect();
+    programs.sort();
+    Ok(programs)
+}
+
+#[test]
+fn traffic_and_policy_outlive_the_agent() -> Result<()> {
+    let allow_near = allow("client", "near");
+    let policies = [("deny.yaml", DENY_INGRESS), ("allow.yaml", &*allow_near)];
+    let Some(shop) = open_with(builder(), &Default::default(), &policies)? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let far = shop.cluster.pod("shop/far")?.v4(PORT);
+    let before = attached(&shop, "node-a")?;
+    ensure!(before.len() >= 8, "{before:?}");
+    let node = shop.mesh.node("node-a")?;
+    let mut probe = shop.probe("shop/client", near, 6000)?;
+
+    node.kill_agent();
+    for _ in 0..20 {
+        shop.expect_answer("shop/client", near)?;
+        shop.expect_denied("shop/client", far)?;
+    }
+    ensure!(attached(&shop, "node-a")?.len() == before.len());
+
+    node.start_agent()?;
+    node.await_ready()?;
+    let after = attached(&shop, "node-a")?;
+    let names = |programs: &[(String, u64)]| -> Vec<String> {
+        programs.iter().map(|(name, _)| name.clone()).collect()
+    };
+    ensure!(names(&after) == names(&before), "{before:?} became {after:?}");
+    shop.expect_answer("shop/client", near)?;
+    shop.expect_denied("shop/client", far)?;
+
+    let written = now();
+    shop.cluster.apply("more.yaml", &allow("client", "far"))?;
+    let took = shop.await_verdict("shop/client", far, true)?.saturating_sub(written);
+    eprintln!("after the restart an edit acted within {took} µs");
+
+    let end = probe.await_event(SOON, "ended")?;
+    ensure!(end["error"].is_null(), "{end}\n{}", shop.logs());
+    eprintln!("direct: {} messages, longest {} µs", end["messages"], end["longest_micros"]);
+    Ok(())
+}
+
+/// The agent is not on the way of tunnels either.
+#[test]
+fn tunnels_outlive_the_agent() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let _server = shop.serve("shop/far")?;
+    let far = shop.cluster.pod("shop/far")?.v4(PORT);
+    let mut probe = shop.probe("shop/client", far, 5000)?;
+    for node in shop.mesh.nodes() {
+        node.kill_agent();
+    }
+    for _ in 0..10 {
+        shop.expect_answer("shop/client", far)?;
+    }
+    for node in shop.mesh.nodes() {
+        node.start_agent()?;
+        node.await_ready()?;
+    }
+    shop.expect_answer("shop/client", far)?;
+    let end = probe.await_event(SOON, "ended")?;
+    ensure!(end["error"].is_null(), "{end}\n{}", shop.logs());
+    Ok(())
+}
+
+/// What was taken away while the agent was down is gone when it is back.
+#[test]
+fn an_agent_that_comes_back_takes_what_has_changed() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let mut probe = shop.probe("shop/client", near, 20_000)?;
+    let node = shop.mesh.node("node-a")?;
+    node.kill_agent();
+    shop.cluster.apply("deny.yaml", DENY_INGRESS)?;
+    shop.expect_answer("shop/client", near)?;
+    node.start_agent()?;
+    node.await_ready()?;
+    shop.expect_denied("shop/client", near)?;
+    let end = probe.await_event(SOON, "ended")?;
+    ensure!(!end["error"].is_null(), "{end}");
+    Ok(())
+}
+
+/// Without its proxy a node's tunnels fail, fast and closed; a new proxy serves again.
+#[test]
+fn a_proxy_that_dies_is_replaced() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let far = shop.cluster.pod("shop/far")?.v4(PORT);
+    shop.expect_answer("shop/client", far)?;
+    for node in shop.mesh.nodes() {
+        node.kill_proxy();
+        let outcome = shop.connect("shop/client", far)?;
+        ensure!(outcome["answer"] != "hello", "{outcome}");
+        shop.expect_answer("shop/client", near)?;
+        node.start_proxy()?;
+        node.await_ready()?;
+        shop.await_verdict("shop/client", far, true)?;
+    }
+    Ok(())
+}

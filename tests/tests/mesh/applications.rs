@@ -1,0 +1,188 @@
+//! What applications do with their sockets, on every path.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use weft_tests::Process;
+
+use crate::shop::{PORT, Shop, accepted, open};
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// The addresses of a server on the same node and of one on the other, over both families.
+fn targets(shop: &Shop) -> Result<[(&'static str, SocketAddr); 4]> {
+    let [near, far] = [shop.cluster.pod("shop/near")?, shop.cluster.pod("shop/far")?];
+    Ok([
+        ("direct", near.v4(PORT)),
+        ("direct", near.v6(PORT)),
+        ("tunnel", far.v4(PORT)),
+        ("tunnel", far.v6(PORT)),
+    ])
+}
+
+fn both(shop: &Shop, arguments: &[&str]) -> Result<[Process; 2]> {
+    Ok([shop.serve_with("shop/near", arguments)?, shop.serve_with("shop/far", arguments)?])
+}
+
+/// What a server that checks words says.
+pub fn words(mut server: Process) -> Result<Value> {
+    server.await_event(LONG, "words")
+}
+
+/// A reader that stalls makes the path change back and forth; the order holds.
+#[test]
+fn numbered_words_arrive_in_order_through_readers_that_stall() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let client = shop.cluster.pod("shop/client")?;
+    for (path, to) in targets(&shop)? {
+        let pod = if path == "direct" { "shop/near" } else { "shop/far" };
+        let server = shop.serve_with(pod, &["--mode", "words", "--quiet"])?;
+        let run = client.tool("words")?.arg(to.to_string()).args(["--mib", "96"]);
+        let sent = run.limit(LONG).output()?;
+        ensure!(sent.status.success(), "{path} {to}: {sent:?}\n{}", shop.logs());
+        let words = words(server)?;
+        ensure!(words["in_order"] == true, "{path} {to}: {words}");
+        ensure!(words["words"] == (96 << 20) / 8, "{path} {to}: {words}");
+    }
+    let status = shop.mesh.node("node-a")?.status()?;
+    eprintln!("counters: {}", status["counters"]);
+    Ok(())
+}
+
+/// How much a writer may push to a peer that never reads is bounded.
+#[test]
+fn a_writer_to_a_peer_that_never_reads_is_held_back() -> Result<()> {
+    const BOUND: u64 = 64 << 20;
+    let Some(shop) = open()? else { return Ok(()) };
+    let _servers = both(&shop, &["--mode", "stall"])?;
+    let client = shop.cluster.pod("shop/client")?;
+    for (path, to) in targets(&shop)? {
+        let output = client.tool("fill")?.arg(to.to_string()).limit(LONG).output()?;
+        let filled = output.json().pop().with_context(|| output.stderr.clone())?;
+        eprintln!("{path} {to}: {} bytes to a peer that never reads", filled["bytes"]);
+        ensure!(filled["held_back"] == true, "{path} {to}: {filled}");
+        let bytes = filled["bytes"].as_u64().context("no count")?;
+        ensure!(bytes < BOUND, "{path} {to}: {filled}");
+    }
+    Ok(())
+}
+
+#[test]
+fn uncommon_uses_of_sockets_work() -> Result<()> {
+    const WAYS: [&str; 12] = [
+        "peek",
+        "fionread",
+        "half-close",
+        "linger",
+        "splice",
+        "sendfile",
+        "epoll",
+        "io-uring",
+        "low-water-mark",
+        "urgent",
+        "flags",
+        "timeout",
+    ];
+    let Some(shop) = open()? else { return Ok(()) };
+    let _servers = both(&shop, &["--quiet"])?;
+    let client = shop.cluster.pod("shop/client")?;
+    let mut failures = Vec::new();
+    for (path, to) in targets(&shop)? {
+        for way in WAYS {
+            let output = client.tool("peculiar")?.args([way, &to.to_string()]).output()?;
+            let tried = output.json().pop();
+            if !tried.as_ref().is_some_and(|tried| tried["error"].is_null()) {
+                failures.push(format!("{path} {to} {way}: {tried:?} {}", output.stderr));
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Go listens with MPTCP by default, and a client without it falls back to TCP.
+#[test]
+fn mptcp_listeners_are_served() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let servers = both(&shop, &["--mptcp", "--dual"])?;
+    for (path, to) in targets(&shop)? {
+        for more in [&["--send", "hello"][..], &["--send", "hello", "--mptcp"]] {
+            let outcome = shop.connect_with("shop/client", to, more)?;
+            ensure!(
+                outcome["answer"] == "hello",
+                "{path} {to} {more:?}: {outcome}\n{}",
+                shop.logs()
+            );
+        }
+    }
+    let client = shop.cluster.pod("shop/client")?.addresses().both();
+    for server in &servers {
+        let peers = accepted(server);
+        ensure!(peers.iter().all(|peer| client.contains(peer)), "{peers:?}");
+    }
+    Ok(())
+}
+
+/// A connection whose server dies ends for the client.
+#[test]
+fn a_peer_that_dies_is_seen_to_die() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    for (path, to) in targets(&shop)? {
+        let pod = if path == "direct" { "shop/near" } else { "shop/far" };
+        let mut server = shop.serve(pod)?;
+        let mut probe = shop.probe("shop/client", to, 20_000)?;
+        server.kill();
+        let end = probe.await_event(Duration::from_secs(3), "ended")?;
+        ensure!(!end["error"].is_null(), "{path} {to}: {end}");
+    }
+    Ok(())
+}
+
+/// A thousand connections of random sizes and orders of close, compared byte by byte.
+fn exchange(path: &str) -> Result<()> {
+    const CONNECTIONS: usize = 1000;
+    let Some(shop) = open()? else { return Ok(()) };
+    let servers = both(&shop, &["--mode", "exchange"])?;
+    let client = shop.cluster.pod("shop/client")?;
+    for ((of, to), server) in targets(&shop)?.into_iter().zip([0, 0, 1, 1]) {
+        if of != path {
+            continue;
+        }
+        let count = (CONNECTIONS / 2).to_string();
+        let seed = if to.is_ipv4() { "1" } else { "100000" };
+        let run = client.tool("exchange")?.arg(to.to_string()).args(["--count", &count]);
+        let output = run.args(["--seed", seed, "--most", "400000"]).limit(LONG).output()?;
+        let lines = output.json();
+        let done = lines.last().with_context(|| output.stderr.clone())?;
+        ensure!(
+            done["good"] == CONNECTIONS / 2,
+            "{to}: {:#?}\n{:#?}",
+            lines.iter().rev().take(10).collect::<Vec<_>>(),
+            bad(&servers[server])
+        );
+    }
+    let server = &servers[usize::from(path == "tunnel")];
+    weft_tests::eventually("the server to have seen all", || {
+        let lines = server.json();
+        let good = lines.iter().filter(|line| line["good"] == true).count();
+        (good == CONNECTIONS).then_some(())
+    })
+    .with_context(|| format!("{:#?}", bad(server)))
+}
+
+fn bad(server: &Process) -> Vec<Value> {
+    let lines = server.json().into_iter();
+    lines.filter(|line| line["good"] == false || line["event"] == "error").take(10).collect()
+}
+
+#[test]
+fn a_thousand_connections_byte_by_byte_directly() -> Result<()> {
+    exchange("direct")
+}
+
+#[test]
+fn a_thousand_connections_byte_by_byte_through_the_tunnel() -> Result<()> {
+    exchange("tunnel")
+}
