@@ -103,11 +103,26 @@ impl Cli {
             Ok(code) => code,
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("weft: {error:#}");
+                eprintln!("weft: {}", sentence(&error));
                 ExitCode::from(EXIT_FAILED)
             }
         }
     }
+}
+
+/// An error with its causes, as far as they are not in its words already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Whoever read our output (`head`) has seen enough.

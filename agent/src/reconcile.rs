@@ -138,6 +138,7 @@ impl Reconciler {
             self.bindings.take(event);
         }
         self.view = view.borrow_and_update().clone();
+        self.adopt_pods();
         self.reconcile();
         let mut watching_cgroups = true;
         let mut tick = tokio::time::interval(TICK);
@@ -175,6 +176,15 @@ impl Reconciler {
                 () = sleep_until(look), if look.is_some() => self.interfaces.look(),
                 _ = tick.tick() => self.tick(),
             }
+        }
+    }
+
+    /// Pods that an earlier agent has bound keep their ids: their connections name them.
+    fn adopt_pods(&mut self) {
+        let adopted =
+            self.bindings.pods(&self.view.mesh, &self.node, self.kernel.bound_cgroups());
+        for (pod, id) in adopted {
+            self.compiler.adopt_pod(pod.name.clone(), pod.uid.clone(), id);
         }
     }
 

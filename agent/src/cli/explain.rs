@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
+use weft_model::dialect::Severity;
 use weft_proto::v1::{ExplainRequest, ExplainResponse};
 
 use super::agent::MeshArgs;
@@ -50,8 +51,9 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     } else {
         let mut tree = Tree::new(args.manifests.clone(), args.mesh.settings());
         tree.scan().context("--manifests")?;
-        for finding in tree.manifests().findings() {
-            tracing::warn!("{finding}");
+        let findings = tree.manifests().findings();
+        for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
+            tracing::warn!("not in force: {finding}");
         }
         explain(&tree.mesh(), args.mesh.same_node_mtls(), &request)?
     };

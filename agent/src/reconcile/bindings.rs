@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use weft_common::{POD_OF_THE_MESH, PodId};
 use weft_model::compile::Tables;
-use weft_model::mesh::Name;
+use weft_model::mesh::{Mesh, Name, Pod};
 
 use crate::kernel::{CgroupEvent, CgroupId, PodCgroup};
 
@@ -54,6 +54,26 @@ impl Bindings {
                 }
                 by_uid.get(&cgroup.uid).map(|pod| (cgroup.id, *pod))
             })
+            .collect()
+    }
+
+    /// The pods of a node whose cgroups the kernel knows already, with their ids.
+    pub(super) fn pods<'a>(
+        &self,
+        mesh: &'a Mesh,
+        node: &str,
+        bound: &BTreeMap<CgroupId, PodId>,
+    ) -> Vec<(&'a Arc<Pod>, PodId)> {
+        let by_uid: BTreeMap<&Arc<str>, PodId> = self
+            .cgroups
+            .values()
+            .filter_map(|cgroup| Some((&cgroup.uid, *bound.get(&cgroup.id)?)))
+            .filter(|(_, pod)| *pod != POD_OF_THE_MESH)
+            .collect();
+        mesh.pods
+            .values()
+            .filter(|pod| *pod.node == *node)
+            .filter_map(|pod| Some((pod, *by_uid.get(&pod.uid)?)))
             .collect()
     }
 

@@ -78,6 +78,13 @@ impl Compiler {
         }
     }
 
+    /// Takes over the id that a pod has had since before this compiler: its connections and its
+    /// cgroup in the kernel name it. To be called before the first compilation, with an id below
+    /// the first.
+    pub fn adopt_pod(&mut self, name: Name, uid: Arc<str>, id: PodId) {
+        self.pods.adopt((name, uid), id, self.epoch);
+    }
+
     /// The next number that will be given. Classes have 31 bits in the kernel, so a compiler
     /// should not be used once this passes 2^31.
     pub fn next_id(&self) -> u32 {
@@ -92,7 +99,9 @@ impl Compiler {
 
     /// The tables of `node`.
     pub fn compile(&mut self, mesh: &Mesh, node: &str) -> Tables {
-        if *self.node != *node {
+        if self.node.is_empty() {
+            self.node = node.into();
+        } else if *self.node != *node {
             *self = Self { node: node.into(), ..Self::starting_at(self.ids.next()) };
         }
         self.begin();

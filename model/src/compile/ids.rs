@@ -60,6 +60,13 @@ impl<K: Hash + Eq> Interned<K> {
         (id, true)
     }
 
+    /// Takes over a content that has had its number since before this compiler.
+    pub(super) fn adopt(&mut self, content: K, id: u32, epoch: Epoch) {
+        let content = Arc::new(content);
+        self.by_content.insert(content.clone(), id);
+        self.by_id.insert(id, (content, epoch));
+    }
+
     /// What a number stands for. It counts as used.
     pub(super) fn content(&mut self, id: u32, epoch: Epoch) -> Option<&Arc<K>> {
         let (content, seen) = self.by_id.get_mut(&id)?;
