@@ -65,11 +65,10 @@ pub fn ends(mesh: &Mesh, connection: &Connection) -> Option<(IpAddr, IpAddr)> {
         }
     };
     let destinations = addresses(&connection.destination)?;
-    let (source, destination) =
-        addresses(&connection.source)?.into_iter().find_map(|source| {
-            let like = destinations.iter().find(|other| other.is_ipv4() == source.is_ipv4())?;
-            Some((source, *like))
-        })?;
+    let (source, destination) = addresses(&connection.source)?.into_iter().find_map(|source| {
+        let like = destinations.iter().find(|other| other.is_ipv4() == source.is_ipv4())?;
+        Some((source, *like))
+    })?;
     // A pod whose address another has too is not known by it.
     let is_found = |party: &Party, address: IpAddr| match party {
         Party::Address(_) => true,
@@ -86,7 +85,7 @@ pub fn compare(
     mesh: &Mesh,
     lookups: &Lookups<'_>,
     connection: &Connection,
-) -> Option<Result<(), Difference>> {
+) -> Option<Result<Outcome, Difference>> {
     let (source, destination) = ends(mesh, connection)?;
     let from = mesh.pod_at(source);
     let to = mesh.pod_at(destination);
@@ -130,7 +129,8 @@ pub fn compare(
     if results.is_empty() {
         return None;
     }
-    Some(results.into_iter().collect())
+    let agreed: Result<(), Difference> = results.into_iter().collect();
+    Some(agreed.map(|()| verdict.outcome))
 }
 
 fn says(tables: &Tables, found: Decision, expected: &Outcome) -> bool {

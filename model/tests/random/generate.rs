@@ -15,8 +15,7 @@ const VALUES: [&str; 3] = ["web", "db", "api"];
 const ACCOUNTS: [&str; 3] = ["default", "web", "db"];
 const PORT_NAMES: [&str; 3] = ["http", "dns", "admin"];
 const PORTS: [u16; 10] = [0, 1, 53, 79, 80, 81, 443, 8080, 9000, u16::MAX];
-const PROTOCOLS: [Protocol; 4] =
-    [Protocol::Icmp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const PROTOCOLS: [Protocol; 4] = [Protocol::Icmp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const BLOCKS: [&str; 16] = [
     "0.0.0.0/0",
     "::/0",
@@ -87,7 +86,7 @@ impl Generator {
         for _ in 0..self.rng.usize(0..5) {
             self.put_service(&mut mesh);
         }
-        let most = *self.of(&[1, 3, 8]);
+        let most = *self.of(&[2, 6, 14]);
         for _ in 0..self.rng.usize(0..=most) {
             self.put_policy(&mut mesh);
         }
@@ -118,12 +117,8 @@ impl Generator {
         if !self.chance(3) {
             addresses.push(address(&format!("fd00:1::{}", index + 1)));
         }
-        let node = Node {
-            name: name.into(),
-            labels: self.labels(),
-            addresses,
-            pod_cidrs: Vec::new(),
-        };
+        let node =
+            Node { name: name.into(), labels: self.labels(), addresses, pod_cidrs: Vec::new() };
         mesh.nodes.insert(name.into(), node);
     }
 
@@ -135,9 +130,9 @@ impl Generator {
         let number = self.rng.usize(1..30);
         let mut addresses = Vec::new();
         if host_network {
-            addresses.extend(mesh.nodes.get(NODES[node]).into_iter().flat_map(|node| {
-                node.addresses.clone()
-            }));
+            addresses.extend(
+                mesh.nodes.get(NODES[node]).into_iter().flat_map(|node| node.addresses.clone()),
+            );
         } else if !self.chance(20) {
             let families = self.rng.usize(0..4);
             if families != 0 {
@@ -278,9 +273,8 @@ impl Generator {
     fn rule(&mut self, dialect: Dialect, kind: &str, name: &Name, field: &str) -> Rule {
         let direction = *self.of(&[Direction::Ingress, Direction::Egress]);
         let deny = dialect == Dialect::Cilium && self.chance(3);
-        let peers = (!self.chance(4)).then(|| {
-            (0..self.rng.usize(0..4)).map(|_| self.peer(dialect, direction)).collect()
-        });
+        let peers = (!self.chance(4))
+            .then(|| (0..self.rng.usize(0..4)).map(|_| self.peer(dialect, direction)).collect());
         let ports = (!self.chance(3))
             .then(|| (0..self.rng.usize(0..4)).map(|_| self.port_match()).collect());
         Rule {
