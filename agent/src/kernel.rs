@@ -1,0 +1,351 @@
+//! The node's kernel: the only place that knows aya. It loads the eBPF programs, pins and adopts
+//! them and their maps, brings compiled tables into the maps, reads flows, and cuts connections
+//! that a new policy forbids.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
+use aya::{Ebpf, EbpfLoader};
+use weft_common::{CONFIG_READY, Config, Offsets, PodId};
+use weft_model::compile::Tables;
+
+mod acceleration;
+pub mod cgroups;
+mod connections;
+mod error;
+mod flows;
+mod hooks;
+mod interfaces;
+mod judgement;
+mod namespace;
+mod netlink;
+mod object;
+mod offsets;
+mod pins;
+mod programs;
+mod settings;
+mod sockets;
+mod status;
+mod system;
+mod table;
+mod tables;
+
+pub use acceleration::{Acceleration, AccelerationMode, AccelerationState};
+pub use cgroups::{CgroupError, CgroupEvent, CgroupId, CgroupWatch, PodCgroup};
+pub use connections::CutConnection;
+pub use error::{ApplyError, KernelError, OpenError};
+pub use flows::{BpfLog, Counters, FlowEvents};
+pub use hooks::{HookedProgram, programs_on_hooks};
+pub use offsets::{OffsetsError, of_this_kernel as offsets_of_this_kernel};
+pub use programs::ProgramStatus;
+pub use settings::{MapSizes, Options, Settings};
+pub use status::{MapStatus, Status};
+pub use tables::Applied;
+
+use pins::Pins;
+use programs::SOCKETS;
+use sockets::PodSockets;
+use tables::KernelTables;
+
+/// What this agent has in the kernel. It stays there when this is dropped: see
+/// [`Kernel::remove`].
+pub struct Kernel {
+    options: Options,
+    pins: Pins,
+    ebpf: Ebpf,
+    tables: KernelTables,
+    config: Array<MapData, Config>,
+    in_force: Config,
+    kept: Vec<String>,
+    sockets: PodSockets,
+    acceleration: Acceleration,
+    adopted: bool,
+}
+
+impl Kernel {
+    /// Loads the programs and attaches them, or adopts what an earlier agent has left under
+    /// `options.pin_dir`: maps with their contents, and links, whose programs are replaced
+    /// without a gap. Until the first [`Kernel::apply`] the earlier policy stays in force, or all
+    /// is denied where there is none.
+    ///
+    /// # Errors
+    /// If another agent holds the pins, or the kernel refuses something. What was there before
+    /// stays.
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let root = cgroups::id_of(&options.pods_cgroup).map_err(|source| {
+            OpenError::Cgroup(CgroupError::Read { path: options.pods_cgroup.clone(), source })
+        })?;
+        let shapes = object::kept_maps()?;
+        let pins = Pins::open(&options.pin_dir, &object::layout(&shapes))?;
+        let (acceleration, offsets) = acceleration::decide(options.acceleration);
+        tracing::info!(state = ?acceleration.state, reason = acceleration.reason, "acceleration");
+
+        let kept: Vec<String> = shapes.into_keys().collect();
+        let adopted = pins.map("CONFIG").exists();
+        let mut ebpf = load_maps(&options, &pins, &kept, &offsets)?;
+        programs::load(&mut ebpf, &options)?;
+
+        let mut config = array(open_map(&pins, "CONFIG")?)?;
+        let before: Config = config.get(&0, 0).map_err(map_error("CONFIG"))?;
+        let tables = KernelTables::new(|name| open_map(&pins, name))?;
+        // Until the first tables come, an adopted policy stays as it was; only the cgroup may be
+        // another, made anew under the same name.
+        let in_force = if adopted {
+            Config { root_cgroup: root, ..before }
+        } else {
+            options.settings.config(root, &acceleration, before)
+        };
+        config.set(0, in_force, 0).map_err(map_error("CONFIG"))?;
+        let replaced = programs::attach(&ebpf, &open_map(&pins, SOCKETS)?, &pins, &options)?;
+        pins.remove_other_layouts()?;
+        tracing::info!(adopted, replaced, "the eBPF programs are attached");
+        Ok(Self {
+            options,
+            pins,
+            ebpf,
+            tables,
+            config,
+            in_force,
+            kept,
+            sockets: PodSockets::default(),
+            acceleration,
+            adopted,
+        })
+    }
+
+    /// Detaches and frees everything that is pinned under `pin_dir`.
+    ///
+    /// # Errors
+    /// If an agent is running with it, or a pin cannot be removed.
+    pub fn remove(pin_dir: &Path) -> Result<(), OpenError> {
+        pins::remove(pin_dir)
+    }
+
+    /// Whether maps of an earlier agent were adopted.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The highest id of any kind (pod, class, subject, port table, set of backends, rule) that
+    /// the maps have. Ids never get a second meaning: a compiler starts above it.
+    pub fn highest_id(&self) -> u32 {
+        self.tables.highest_id()
+    }
+
+    /// Whether sockets are accelerated, and why.
+    pub fn acceleration(&self) -> &Acceleration {
+        &self.acceleration
+    }
+
+    /// What is in force: its generation and flags.
+    pub fn config(&self) -> &Config {
+        &self.in_force
+    }
+
+    /// Brings compiled tables into the kernel, and makes them a new generation. What has not
+    /// changed since is not written.
+    ///
+    /// # Errors
+    /// If a map is full, or the kernel refuses a write: what was in force stays in force.
+    pub fn apply(&mut self, tables: &Tables) -> Result<Applied, ApplyError> {
+        let mut applied = self.tables.apply(tables)?;
+        let mut next = self.next_config();
+        // 0 stands for nothing applied yet.
+        next.generation = self.in_force.generation.wrapping_add(1).max(1);
+        next.flags |= CONFIG_READY;
+        self.write_config(next)?;
+        applied.generation = next.generation;
+        Ok(applied)
+    }
+
+    /// Takes other settings, at once. They are part of what [`Kernel::apply`] puts in force.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn configure(&mut self, settings: Settings) -> Result<(), ApplyError> {
+        self.options.settings = settings;
+        let next = self.next_config();
+        self.write_config(next)
+    }
+
+    fn next_config(&self) -> Config {
+        self.options.settings.config(
+            self.in_force.root_cgroup,
+            &self.acceleration,
+            self.in_force,
+        )
+    }
+
+    fn write_config(&mut self, config: Config) -> Result<(), ApplyError> {
+        self.config
+            .set(0, config, 0)
+            .map_err(|source| ApplyError::Write { map: "CONFIG", source: Box::new(source) })?;
+        self.in_force = config;
+        Ok(())
+    }
+
+    /// Tells the programs which pod a cgroup is: [`weft_common::POD_OF_THE_MESH`] for the mesh's
+    /// own.
+    ///
+    /// # Errors
+    /// If the map is full.
+    pub fn bind_cgroup(&mut self, cgroup: CgroupId, pod: PodId) -> Result<(), ApplyError> {
+        self.tables.cgroups.insert(&cgroup, &pod)?;
+        self.tables.cgroups.commit();
+        Ok(())
+    }
+
+    /// Forgets a cgroup.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn unbind_cgroup(&mut self, cgroup: CgroupId) -> Result<(), ApplyError> {
+        if let Some(pod) = self.tables.cgroups.installed().get(&cgroup) {
+            self.sockets.forget(*pod);
+        }
+        self.tables.cgroups.remove(&cgroup)?;
+        self.tables.cgroups.commit();
+        Ok(())
+    }
+
+    /// The cgroups that are bound, also by an earlier agent.
+    pub fn bound_cgroups(&self) -> &BTreeMap<CgroupId, PodId> {
+        self.tables.cgroups.installed()
+    }
+
+    /// Checks what a pod sends at the host's side of its interface, too. The hook stays when the
+    /// agent ends.
+    ///
+    /// # Errors
+    /// If the interface is gone, or the kernel has no tcx (before Linux 6.6).
+    pub fn attach_interface(&mut self, interface: u32, pod: PodId) -> Result<(), KernelError> {
+        let failed = |source: std::io::Error| {
+            KernelError::new(format!("cannot attach to interface {interface}"), source)
+        };
+        self.tables
+            .interfaces
+            .insert(&interface, &pod)
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        self.tables.interfaces.commit();
+        programs::attach_to_interface(&self.pins, &self.ebpf, interface).map_err(failed)
+    }
+
+    /// Takes the hook from an interface again, whether it is still there or not.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn detach_interface(&mut self, interface: u32) -> Result<(), KernelError> {
+        let failed = |source: std::io::Error| {
+            KernelError::new(format!("cannot detach from interface {interface}"), source)
+        };
+        programs::detach_from_interface(&self.pins, interface).map_err(failed)?;
+        self.tables
+            .interfaces
+            .remove(&interface)
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        self.tables.interfaces.commit();
+        Ok(())
+    }
+
+    /// The interfaces that are hooked, also by an earlier agent, and their pods.
+    pub fn attached_interfaces(&self) -> &BTreeMap<u32, PodId> {
+        self.tables.interfaces.installed()
+    }
+
+    /// The host's side of the interfaces of the pod in `cgroup`; empty while it has no process,
+    /// where it has the host's network, and where its interfaces lead elsewhere.
+    ///
+    /// # Errors
+    /// If its namespace cannot be entered or read (the agent needs `hostPID` and CAP_SYS_ADMIN).
+    pub fn interfaces_of(cgroup: &Path) -> Result<Vec<u32>, KernelError> {
+        let failed = |source| {
+            KernelError::new(format!("cannot find the interfaces of {}", cgroup.display()), source)
+        };
+        let Some(pid) = cgroups::find_process(cgroup).map_err(failed)? else {
+            return Ok(Vec::new());
+        };
+        let namespace = namespace::of_process(pid).map_err(failed)?;
+        interfaces::leading_into(&namespace).map_err(failed)
+    }
+
+    /// The stream of flow events; to be called inside a tokio runtime. One reader at a time gets
+    /// each event.
+    ///
+    /// # Errors
+    /// If the ring buffer cannot be mapped.
+    pub fn flow_events(&self) -> Result<FlowEvents, KernelError> {
+        let failed = |source: std::io::Error| KernelError::new("cannot read flow events", source);
+        let map = open_map(&self.pins, "FLOWS").map_err(|e| failed(std::io::Error::other(e)))?;
+        let ring = Map::from_map_data(map)
+            .and_then(RingBuf::try_from)
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        FlowEvents::new(ring).map_err(failed)
+    }
+
+    /// The programs' own log lines, if the options ask for them and they have any.
+    ///
+    /// # Errors
+    /// If the ring buffer cannot be mapped.
+    pub fn bpf_log(&mut self) -> Result<Option<BpfLog>, KernelError> {
+        if !self.options.bpf_log {
+            return Ok(None);
+        }
+        BpfLog::new(&mut self.ebpf)
+            .map_err(|source| KernelError::new("cannot read the programs' log", source))
+    }
+
+    /// The programs' counters, summed over the CPUs.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counters(&self) -> Result<Counters, KernelError> {
+        let failed = |source| KernelError::new("cannot read the map COUNTERS", source);
+        let map = open_map(&self.pins, "COUNTERS").map_err(|e| failed(std::io::Error::other(e)))?;
+        Map::from_map_data(map)
+            .and_then(PerCpuArray::try_from)
+            .and_then(|map| Counters::read(&map))
+            .map_err(|error| failed(std::io::Error::other(error)))
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Kernel").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Makes the maps, or takes those that are pinned.
+fn load_maps(
+    options: &Options,
+    pins: &Pins,
+    kept: &[String],
+    offsets: &Offsets,
+) -> Result<Ebpf, OpenError> {
+    let paths: Vec<PathBuf> = kept.iter().map(|name| pins.map(name)).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in kept.iter().zip(&paths) {
+        loader.map_pin_path(name, path.as_path());
+    }
+    for (name, size) in options.map_sizes.iter() {
+        loader.map_max_entries(name, size);
+    }
+    loader.override_global("OFFSETS", offsets, false);
+    // 0 turns every log statement off before the verifier sees it.
+    let level = if options.bpf_log { &aya_log::Level::Trace } else { &aya_log::Level::Error };
+    let level = *level as u8;
+    loader.override_global(aya_log::LEVEL, &level, false);
+    loader.load(object::OBJECT).map_err(|error| OpenError::Maps(Box::new(error)))
+}
+
+fn open_map(pins: &Pins, name: &'static str) -> Result<MapData, OpenError> {
+    MapData::from_pin(pins.map(name)).map_err(map_error(name))
+}
+
+fn array(map: MapData) -> Result<Array<MapData, Config>, OpenError> {
+    Map::from_map_data(map).and_then(Array::try_from).map_err(map_error("CONFIG"))
+}
+
+fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> OpenError {
+    move |source| OpenError::Map { name: name.to_owned(), source: Box::new(source) }
+}

@@ -1,0 +1,197 @@
+//! Established connections that a new policy forbids: found, marked, and cut.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use aya::maps::{HashMap, Map, MapData};
+use weft_common::{
+    CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT, CONNECTION_FROM_PROXY,
+    CONNECTION_TO_PROXY, Connection, ConnectionKey, PodId, SocketKey,
+};
+
+use super::judgement::Judge;
+use super::{Kernel, KernelError, cgroups, open_map, system};
+
+/// `BPF_EXIST`: a record that is gone by now must not come back.
+const ONLY_OLD: u64 = 2;
+const CONNECTIONS: &str = "CONNECTIONS";
+
+/// A connection that was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutConnection {
+    /// Its endpoints as they are on the wire.
+    pub key: ConnectionKey,
+    /// Its record, with the decision that forbids it.
+    pub connection: Connection,
+}
+
+/// Whose namespace a socket is in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holder {
+    Pod(PodId),
+    Proxy,
+}
+
+impl Kernel {
+    /// Cuts the established connections that are forbidden by what is in the kernel now: to be
+    /// called after [`Kernel::apply`]. They are marked first, so that the programs refuse their
+    /// bytes; then both sockets are destroyed, and their processes get ECONNABORTED.
+    ///
+    /// Connections that remain allowed are not touched; the programs judge them anew with their
+    /// next bytes.
+    ///
+    /// # Errors
+    /// If the connections cannot be read, or sockets not be destroyed. They are marked all the
+    /// same, so no more bytes pass.
+    pub fn cut_forbidden(&mut self) -> Result<Vec<CutConnection>, KernelError> {
+        let mut map = self.connections()?;
+        let generation = self.in_force.generation;
+        let mut cut = Vec::new();
+        let judge = Judge::new(&self.tables);
+        read_all(&map, |key, connection| {
+            if connection.generation == generation {
+                return;
+            }
+            let decision = judge.connection(connection);
+            if !decision.allows() {
+                let flags = connection.flags | CONNECTION_CUT;
+                let connection = Connection { decision, generation, flags, ..*connection };
+                cut.push(CutConnection { key: *key, connection });
+            }
+        })?;
+        // In the meantime some may have closed, and some may have been cut by the programs.
+        cut.retain(|one| map.insert(one.key, one.connection, ONLY_OLD).is_ok());
+        self.destroy(&cut)?;
+        Ok(cut)
+    }
+
+    /// The TCP connections that have a record now.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn list_connections(&self) -> Result<Vec<(ConnectionKey, Connection)>, KernelError> {
+        let mut found = Vec::new();
+        read_all(&self.connections()?, |key, connection| found.push((*key, *connection)))?;
+        Ok(found)
+    }
+
+    fn connections(&self) -> Result<ConnectionMap, KernelError> {
+        let failed = |source: io::Error| KernelError::new("cannot use the map CONNECTIONS", source);
+        let map =
+            open_map(&self.pins, CONNECTIONS).map_err(|error| failed(io::Error::other(error)))?;
+        Map::from_map_data(map)
+            .and_then(HashMap::try_from)
+            .map_err(|error| failed(io::Error::other(error)))
+    }
+
+    fn destroy(&mut self, cut: &[CutConnection]) -> Result<(), KernelError> {
+        let mut sockets: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
+        for one in cut {
+            for (holder, socket) in ends(one) {
+                sockets.entry(holder).or_default().push(socket);
+            }
+        }
+        let unknown = sockets.keys().any(|holder| match holder {
+            Holder::Pod(pod) => !self.sockets.knows(*pod),
+            Holder::Proxy => false,
+        });
+        if unknown {
+            self.prepare_to_cut()?;
+        }
+        for (holder, sockets) in &sockets {
+            let destroyed = match holder {
+                Holder::Pod(pod) => self.sockets.destroy_in(*pod, sockets),
+                Holder::Proxy => self.sockets.destroy_here(sockets),
+            };
+            destroyed.map_err(|source| match holder {
+                Holder::Pod(pod) => {
+                    KernelError::new(format!("cannot destroy sockets of pod {pod}"), source)
+                }
+                Holder::Proxy => KernelError::new("cannot destroy sockets of the proxy", source),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Opens what is needed to cut connections in the namespaces of all bound pods, so that it
+    /// is at hand when it has to be fast. Pods without a process are left out until they have one.
+    ///
+    /// # Errors
+    /// If the cgroups cannot be read. A pod that goes away meanwhile is none.
+    pub fn prepare_to_cut(&mut self) -> Result<(), KernelError> {
+        let pods = cgroups::find_pods(&self.options.pods_cgroup).map_err(|source| {
+            KernelError::new(
+                format!("cannot read the cgroups below {}", self.options.pods_cgroup.display()),
+                source,
+            )
+        })?;
+        for cgroup in pods {
+            let Some(pod) = self.tables.cgroups.installed().get(&cgroup.id) else { continue };
+            if let Err(error) = self.sockets.prepare(*pod, &cgroup.path) {
+                tracing::debug!(uid = %cgroup.uid, %error, "cannot enter a pod's namespace");
+            }
+        }
+        Ok(())
+    }
+}
+
+type ConnectionMap = HashMap<MapData, ConnectionKey, Connection>;
+
+fn read_all(
+    map: &ConnectionMap,
+    mut each: impl FnMut(&ConnectionKey, &Connection),
+) -> Result<(), KernelError> {
+    let descriptor = aya::maps::IterableMap::map(map).fd();
+    match system::read_hash(descriptor, &mut each) {
+        // Kernels before 5.6 read one at a time.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            for entry in map.iter() {
+                match entry {
+                    Ok((key, connection)) => each(&key, &connection),
+                    Err(error) => {
+                        return Err(KernelError::new(
+                            "cannot read the map CONNECTIONS",
+                            io::Error::other(error),
+                        ));
+                    }
+                }
+            }
+            Ok(())
+        }
+        result => {
+            result.map_err(|source| KernelError::new("cannot read the map CONNECTIONS", source))
+        }
+    }
+}
+
+/// The sockets of a connection that are on this node.
+fn ends(one: &CutConnection) -> impl Iterator<Item = (Holder, SocketKey)> {
+    let CutConnection { key, connection } = one;
+    let flags = connection.flags;
+    let low = SocketKey {
+        local: key.low,
+        remote: key.high,
+        local_port: key.low_port,
+        remote_port: key.high_port,
+    };
+    let client_low = flags & CONNECTION_CLIENT_LOW != 0;
+    let (client, server) = if client_low { (low, low.reversed()) } else { (low.reversed(), low) };
+    let client_holder = if flags & CONNECTION_FROM_PROXY != 0 {
+        Some(Holder::Proxy)
+    } else if flags & CONNECTION_ACCEPTED != 0 || connection.origin.pod == 0 {
+        None
+    } else {
+        Some(Holder::Pod(connection.origin.pod))
+    };
+    let server_holder = if flags & CONNECTION_TO_PROXY != 0 {
+        Some(Holder::Proxy)
+    } else if connection.server != 0 {
+        Some(Holder::Pod(connection.server))
+    } else {
+        None
+    };
+    client_holder
+        .map(|holder| (holder, client))
+        .into_iter()
+        .chain(server_holder.map(|holder| (holder, server)))
+}

@@ -1,0 +1,143 @@
+//! The directory in which maps and links outlive the agent:
+//! `<pin dir>/layout-<version>-<hash>/{maps,links,interfaces}/`.
+
+use std::ffi::CStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+use super::OpenError;
+
+/// `BPF_FS_MAGIC`
+const BPF_FILE_SYSTEM: i64 = 0xcafe_4a11;
+/// Where a BPF file system is mounted if there is none.
+const USUAL_MOUNT: &str = "/sys/fs/bpf";
+const LAYOUT_PREFIX: &str = "layout-";
+
+/// The pins of one layout, locked against other agents.
+#[derive(Debug)]
+pub(super) struct Pins {
+    directory: PathBuf,
+    layout: PathBuf,
+    /// Held as long as this lives: the lock goes with the descriptor.
+    _lock: File,
+}
+
+impl Pins {
+    /// Makes the directory if need be (and mounts the file system), and locks it.
+    pub(super) fn open(directory: &Path, layout: &str) -> Result<Self, OpenError> {
+        ensure_file_system(directory)?;
+        let layout = directory.join(layout);
+        let lock = lock(directory)?;
+        let pins = Self { directory: directory.to_owned(), layout, _lock: lock };
+        for path in [pins.maps(), pins.links(), pins.interfaces()] {
+            fs::create_dir_all(&path).map_err(|source| OpenError::Pin { path, source })?;
+        }
+        Ok(pins)
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.layout.join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.layout.join("links")
+    }
+
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    /// Where the links of `pod_interface` are, by interface index.
+    pub(super) fn interfaces(&self) -> PathBuf {
+        self.layout.join("interfaces")
+    }
+
+    /// Drops what agents of other layouts have left: to be called when the own is attached.
+    pub(super) fn remove_other_layouts(&self) -> Result<(), OpenError> {
+        let read = |source| OpenError::Pin { path: self.directory.clone(), source };
+        for entry in fs::read_dir(&self.directory).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            let is_layout = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name.starts_with(LAYOUT_PREFIX));
+            if is_layout && path != self.layout {
+                fs::remove_dir_all(&path)
+                    .map_err(|source| OpenError::Pin { path: path.clone(), source })?;
+                tracing::info!(
+                    path = %path.display(),
+                    "replaced the programs and maps of an agent with another layout"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Unpins everything below `directory`, so that programs are detached and maps are freed.
+/// Nothing is there: nothing is done.
+pub(super) fn remove(directory: &Path) -> Result<(), OpenError> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    let _lock = lock(directory)?;
+    fs::remove_dir_all(directory)
+        .map_err(|source| OpenError::Pin { path: directory.to_owned(), source })
+}
+
+fn lock(directory: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::Pin { path: directory.to_owned(), source };
+    let file = File::open(directory).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => {
+            Err(OpenError::AnotherAgent { directory: directory.to_owned() })
+        }
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+fn ensure_file_system(directory: &Path) -> Result<(), OpenError> {
+    if directory.starts_with(USUAL_MOUNT) {
+        mount_at(Path::new(USUAL_MOUNT))?;
+    }
+    fs::create_dir_all(directory)
+        .map_err(|source| OpenError::Pin { path: directory.to_owned(), source })?;
+    if is_bpf(directory)? {
+        Ok(())
+    } else {
+        Err(OpenError::NotBpf { directory: directory.to_owned() })
+    }
+}
+
+fn mount_at(point: &Path) -> Result<(), OpenError> {
+    if is_bpf(point)? {
+        return Ok(());
+    }
+    let failed = |source| OpenError::Mount { path: point.to_owned(), source };
+    // Two agents that start together must not mount one over the other: the second one's mount
+    // would hide the first one's pins.
+    let below = File::open(point).map_err(failed)?;
+    flock(&below, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    if is_bpf(point)? {
+        return Ok(());
+    }
+    mount("bpf", point, "bpf", MountFlags::empty(), None::<&CStr>)
+        .map_err(|error| failed(error.into()))
+}
+
+fn is_bpf(path: &Path) -> Result<bool, OpenError> {
+    statfs(path).map(|status| status.f_type == BPF_FILE_SYSTEM).map_err(|error| OpenError::Pin {
+        path: path.to_owned(),
+        source: io::Error::from(error),
+    })
+}

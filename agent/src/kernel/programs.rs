@@ -1,0 +1,276 @@
+//! The programs: where each is attached, and how one takes another's place.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::MapData;
+use aya::programs::Program;
+use aya_obj::generated::bpf_attach_type::{self, *};
+
+use super::pins::Pins;
+use super::system::{self, Target};
+use super::{OpenError, Options};
+
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// The root of the pods' cgroups.
+    Pods(bpf_attach_type),
+    /// The proxy's cgroup.
+    Proxy(bpf_attach_type),
+    /// The map of sockets.
+    Sockets,
+    /// The host's side of every pod's interface.
+    Interfaces,
+}
+
+/// The map to which `redirect` is attached.
+pub(super) const SOCKETS: &str = "SOCKETS";
+/// The program on pods' interfaces.
+pub(super) const POD_INTERFACE: &str = "pod_interface";
+
+/// Every program that is attached for good, by name.
+const HOOKS: &[(&str, Hook)] = &[
+    ("pod_sock_ops", Hook::Pods(BPF_CGROUP_SOCK_OPS)),
+    ("pod_connect4", Hook::Pods(BPF_CGROUP_INET4_CONNECT)),
+    ("pod_connect6", Hook::Pods(BPF_CGROUP_INET6_CONNECT)),
+    ("pod_sendmsg4", Hook::Pods(BPF_CGROUP_UDP4_SENDMSG)),
+    ("pod_sendmsg6", Hook::Pods(BPF_CGROUP_UDP6_SENDMSG)),
+    ("pod_recvmsg4", Hook::Pods(BPF_CGROUP_UDP4_RECVMSG)),
+    ("pod_recvmsg6", Hook::Pods(BPF_CGROUP_UDP6_RECVMSG)),
+    ("pod_getpeername4", Hook::Pods(BPF_CGROUP_INET4_GETPEERNAME)),
+    ("pod_getpeername6", Hook::Pods(BPF_CGROUP_INET6_GETPEERNAME)),
+    ("pod_ingress", Hook::Pods(BPF_CGROUP_INET_INGRESS)),
+    ("pod_egress", Hook::Pods(BPF_CGROUP_INET_EGRESS)),
+    ("proxy_connect4", Hook::Proxy(BPF_CGROUP_INET4_CONNECT)),
+    ("proxy_connect6", Hook::Proxy(BPF_CGROUP_INET6_CONNECT)),
+    ("proxy_sock_ops", Hook::Proxy(BPF_CGROUP_SOCK_OPS)),
+    ("proxy_getsockopt", Hook::Proxy(BPF_CGROUP_GETSOCKOPT)),
+    ("proxy_setsockopt", Hook::Proxy(BPF_CGROUP_SETSOCKOPT)),
+    ("redirect", Hook::Sockets),
+    (POD_INTERFACE, Hook::Interfaces),
+];
+
+/// A program as `status()` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id in the kernel.
+    pub id: u32,
+    /// What it is attached to: a cgroup's path, a map or interfaces.
+    pub attached_to: String,
+}
+
+/// Loads every program of the object that has a hook; the verifier looks at each.
+pub(super) fn load(ebpf: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
+    for (name, hook) in HOOKS {
+        if !wanted(*hook, options) {
+            continue;
+        }
+        let Some(program) = ebpf.program_mut(name) else {
+            return Err(OpenError::NoProgram { name });
+        };
+        load_one(name, program)?;
+    }
+    Ok(())
+}
+
+fn wanted(hook: Hook, options: &Options) -> bool {
+    !matches!(hook, Hook::Proxy(_)) || options.proxy_cgroup.is_some()
+}
+
+/// Loads a program, whatever its type.
+pub(super) fn load_one(name: &str, program: &mut Program) -> Result<(), OpenError> {
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(OpenError::ProgramType { name: name.to_owned() }),
+    };
+    loaded.map_err(|source| OpenError::Load { name: name.to_owned(), source: source.into() })
+}
+
+/// Attaches every program, or puts it in the place of the one that an earlier agent has left.
+/// Returns how many took another's place.
+pub(super) fn attach(
+    ebpf: &Ebpf,
+    sockets: &MapData,
+    pins: &Pins,
+    options: &Options,
+) -> Result<usize, OpenError> {
+    let mut replaced = 0;
+    for (name, hook) in HOOKS {
+        if !wanted(*hook, options) {
+            continue;
+        }
+        let program = ebpf.program(name).ok_or(OpenError::NoProgram { name })?;
+        let descriptor = program
+            .fd()
+            .map_err(|source| OpenError::Load { name: (*name).to_owned(), source: source.into() })?;
+        let failed = |to: String| {
+            move |source| OpenError::Attach { name: (*name).to_owned(), to, source }
+        };
+        match hook {
+            Hook::Pods(attach_type) => {
+                let cgroup = &options.pods_cgroup;
+                replaced += attach_to_cgroup(pins, name, descriptor, cgroup, *attach_type)
+                    .map_err(failed(cgroup.display().to_string()))?;
+            }
+            Hook::Proxy(attach_type) => {
+                let Some(cgroup) = &options.proxy_cgroup else { continue };
+                replaced += attach_to_cgroup(pins, name, descriptor, cgroup, *attach_type)
+                    .map_err(failed(cgroup.display().to_string()))?;
+            }
+            Hook::Sockets => {
+                system::attach_to_map(descriptor, sockets.fd(), BPF_SK_MSG_VERDICT)
+                    .map_err(failed(format!("map {SOCKETS}")))?;
+            }
+            Hook::Interfaces => {
+                replaced += replace_on_interfaces(pins, descriptor)
+                    .map_err(failed("the pods' interfaces".to_owned()))?;
+            }
+        }
+    }
+    Ok(replaced)
+}
+
+/// Returns 1 where a program was replaced, 0 where it is attached anew.
+fn attach_to_cgroup(
+    pins: &Pins,
+    name: &str,
+    program: impl AsFd,
+    cgroup: &Path,
+    attach_type: bpf_attach_type,
+) -> io::Result<usize> {
+    let directory = File::open(cgroup)?;
+    let path = pins.link(name);
+    match system::open_pin(&path) {
+        Ok(link) => {
+            if system::link_info(&link)?.cgroup == super::cgroups::id_of(cgroup)? {
+                system::update_link(&link, program)?;
+                return Ok(1);
+            }
+            // The cgroup was made anew, or another is asked for: the new link first, so that at
+            // no time there is none.
+            let fresh =
+                system::create_link(program, Target::Cgroup(directory.as_fd()), attach_type)?;
+            let aside = pins.link(&format!("{name}-new"));
+            remove_if_there(&aside)?;
+            system::pin(fresh, &aside)?;
+            fs::rename(&aside, &path)?;
+            Ok(0)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let link =
+                system::create_link(program, Target::Cgroup(directory.as_fd()), attach_type)?;
+            system::pin(link, &path)?;
+            Ok(0)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the program on the interfaces in the place of the earlier one; links of interfaces that
+/// are gone go too.
+fn replace_on_interfaces(pins: &Pins, program: impl AsFd) -> io::Result<usize> {
+    let mut replaced = 0;
+    for entry in fs::read_dir(pins.interfaces())? {
+        let path = entry?.path();
+        let link = system::open_pin(&path)?;
+        let info = system::link_info(&link)?;
+        if info.interface == 0 {
+            fs::remove_file(&path)?;
+        } else {
+            system::update_link(&link, &program)?;
+            replaced += 1;
+        }
+    }
+    Ok(replaced)
+}
+
+/// Attaches `pod_interface` to the ingress of an interface, in front of the host's network
+/// stack, unless it is there already. The link is pinned.
+pub(super) fn attach_to_interface(pins: &Pins, ebpf: &Ebpf, interface: u32) -> io::Result<()> {
+    let path = pins.interfaces().join(interface.to_string());
+    match system::open_pin(&path) {
+        Ok(link) if system::link_info(&link)?.interface == interface => return Ok(()),
+        Ok(_) => fs::remove_file(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let program = ebpf
+        .program(POD_INTERFACE)
+        .ok_or_else(|| io::Error::other("the object has no program pod_interface"))?
+        .fd()
+        .map_err(io::Error::other)?;
+    let link = system::create_link(program, Target::Interface(interface), BPF_TCX_INGRESS)?;
+    system::pin(link, &path)
+}
+
+/// Detaches `pod_interface` from an interface.
+pub(super) fn detach_from_interface(pins: &Pins, interface: u32) -> io::Result<()> {
+    remove_if_there(&pins.interfaces().join(interface.to_string()))
+}
+
+/// The interfaces that have `pod_interface`.
+pub(super) fn interfaces(pins: &Pins) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pins.interfaces())? {
+        let link = system::open_pin(&entry?.path())?;
+        let interface = system::link_info(&link)?.interface;
+        if interface != 0 {
+            found.push(interface);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The programs, with their ids and hooks.
+pub(super) fn status(ebpf: &Ebpf, pins: &Pins, options: &Options) -> io::Result<Vec<ProgramStatus>> {
+    let mut found = Vec::new();
+    for (name, hook) in HOOKS {
+        let Some(program) = ebpf.program(name) else { continue };
+        let Ok(descriptor) = program.fd() else { continue };
+        let attached_to = match hook {
+            Hook::Pods(_) => options.pods_cgroup.display().to_string(),
+            Hook::Proxy(_) => match &options.proxy_cgroup {
+                Some(cgroup) => cgroup.display().to_string(),
+                None => continue,
+            },
+            Hook::Sockets => format!("map {SOCKETS}"),
+            Hook::Interfaces => format!("{} interfaces", interfaces(pins)?.len()),
+        };
+        let id = system::program_id(descriptor)?;
+        found.push(ProgramStatus { name: (*name).to_owned(), id, attached_to });
+    }
+    Ok(found)
+}
+
+/// How many programs are attached to each hook of the pods' cgroup, ours and others'
+/// (`weft check` says who else is there).
+pub(super) fn attached_to_pods(pods_cgroup: &Path) -> io::Result<BTreeMap<&'static str, Vec<u32>>> {
+    let directory = File::open(pods_cgroup)?;
+    let mut found = BTreeMap::new();
+    for (name, hook) in HOOKS {
+        if let Hook::Pods(attach_type) = hook {
+            found.insert(*name, system::attached_programs(&directory, *attach_type)?);
+        }
+    }
+    Ok(found)
+}

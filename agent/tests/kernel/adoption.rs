@@ -1,0 +1,103 @@
+use std::collections::BTreeSet;
+
+use weft_agent::kernel::{Kernel, OpenError};
+use weft_common::CONFIG_READY;
+
+use crate::fixture::{Fixture, pod, tables};
+
+#[test]
+fn loads_and_attaches_every_program() {
+    let fixture = Fixture::new();
+    let kernel = fixture.open();
+    assert!(!kernel.adopted());
+    assert_eq!(kernel.highest_id(), 0);
+    assert_eq!(kernel.config().flags & CONFIG_READY, 0, "nothing is applied yet");
+    let status = kernel.status().unwrap();
+    assert_eq!(status.on_pods_cgroup.len(), 11);
+    for (hook, programs) in &status.on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+    let ids: BTreeSet<u32> = status.programs.iter().map(|program| program.id).collect();
+    assert_eq!(ids.len(), status.programs.len());
+    println!("{status:#?}");
+}
+
+#[test]
+fn a_second_agent_is_refused() {
+    let fixture = Fixture::new();
+    let _first = fixture.open();
+    let error = Kernel::open(fixture.options()).unwrap_err();
+    assert!(matches!(error, OpenError::AnotherAgent { .. }), "{error}");
+    assert!(error.to_string().contains(fixture.pins.to_str().unwrap()));
+}
+
+#[test]
+fn an_agent_adopts_what_an_earlier_one_has_left() {
+    let fixture = Fixture::new();
+    let mut first = fixture.open();
+    let wanted = tables(vec![pod(7, "a", "10.9.0.1", 40)], 40, true);
+    let applied = first.apply(&wanted).unwrap();
+    assert_eq!(applied.generation, 1);
+    first.bind_cgroup(4711, 7).unwrap();
+    let before = first.status().unwrap();
+    drop(first);
+
+    let mut second = fixture.open();
+    assert!(second.adopted());
+    let after = second.status().unwrap();
+    assert_eq!(after.generation, 1, "the earlier policy is in force");
+    assert_eq!(second.highest_id(), 100);
+    assert_eq!(second.bound_cgroups().get(&4711), Some(&7));
+    for (hook, programs) in &after.on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook} is attached once");
+        assert_ne!(programs, &before.on_pods_cgroup[hook], "{hook} is a new program");
+    }
+    let again = second.apply(&wanted).unwrap();
+    assert_eq!((again.written, again.deleted), (0, 0), "nothing has changed");
+    assert_eq!(again.generation, 2);
+
+    let empty = second.apply(&tables(vec![], 40, true)).unwrap();
+    assert_eq!((empty.written, empty.deleted), (0, 3), "the pod, its address and its cgroup");
+    assert!(second.bound_cgroups().is_empty());
+}
+
+#[test]
+fn another_cgroup_takes_the_links_over() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    let other = fixture.cgroup("other");
+    let mut options = fixture.options();
+    options.pods_cgroup = other;
+    let kernel = Kernel::open(options).unwrap();
+    for (hook, programs) in &kernel.status().unwrap().on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+    drop(kernel);
+    for (hook, programs) in &fixture.open().status().unwrap().on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+}
+
+#[test]
+fn what_another_layout_has_left_is_removed() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    let own = std::fs::read_dir(&fixture.pins).unwrap().next().unwrap().unwrap().path();
+    let other = fixture.pins.join("layout-0-00000000");
+    std::fs::rename(&own, &other).unwrap();
+    let kernel = fixture.open();
+    assert!(!kernel.adopted());
+    assert!(!other.exists());
+    for (hook, programs) in &kernel.status().unwrap().on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+}
+
+#[test]
+fn remove_leaves_nothing() {
+    let fixture = Fixture::new();
+    drop(fixture.open());
+    Kernel::remove(&fixture.pins).unwrap();
+    assert!(!fixture.pins.exists());
+    Kernel::remove(&fixture.pins).unwrap();
+}
