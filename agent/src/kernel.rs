@@ -170,11 +170,7 @@ impl Kernel {
     }
 
     fn next_config(&self) -> Config {
-        self.options.settings.config(
-            self.in_force.root_cgroup,
-            &self.acceleration,
-            self.in_force,
-        )
+        self.options.settings.config(self.in_force.root_cgroup, &self.acceleration, self.in_force)
     }
 
     fn write_config(&mut self, config: Config) -> Result<(), ApplyError> {

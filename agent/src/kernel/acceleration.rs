@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use aya::maps::SockMap;
@@ -58,14 +59,22 @@ pub(super) fn decide(mode: AccelerationMode) -> (Acceleration, Offsets) {
     if mode == AccelerationMode::Off {
         return off("turned off by the settings".to_owned());
     }
-    let offsets = match offsets::of_this_kernel() {
-        Ok(offsets) => offsets,
-        Err(error) => return off(error.to_string()),
+    // Neither changes while the kernel runs.
+    static OFFSETS: OnceLock<Result<Offsets, String>> = OnceLock::new();
+    static CHARGED: OnceLock<Result<bool, String>> = OnceLock::new();
+    let offsets =
+        OFFSETS.get_or_init(|| offsets::of_this_kernel().map_err(|error| error.to_string()));
+    let offsets = match offsets {
+        Ok(offsets) => *offsets,
+        Err(error) => return off(error.clone()),
     };
-    let (state, reason) = match redirected_bytes_are_charged() {
+    let charged =
+        CHARGED.get_or_init(|| redirected_bytes_are_charged().map_err(|error| error.to_string()));
+    let (state, reason) = match charged {
         Ok(true) => (
             AccelerationState::On,
-            "the kernel charges redirected bytes to their reader, so they can be bounded".to_owned(),
+            "the kernel charges redirected bytes to their reader, so they can be bounded"
+                .to_owned(),
         ),
         Ok(false) if mode == AccelerationMode::Unbounded => (
             AccelerationState::Unbounded,

@@ -101,9 +101,7 @@ impl BpfLog {
     /// Has to be called inside a tokio runtime.
     pub(super) fn new(ebpf: &mut aya::Ebpf) -> io::Result<Option<Self>> {
         match EbpfLogger::init_with_logger(ebpf, Bridge) {
-            Ok(logger) => Ok(Some(Self {
-                logger: system::wait_for(logger)?,
-            })),
+            Ok(logger) => Ok(Some(Self { logger: system::wait_for(logger)? })),
             // Programs without log statements have no such map.
             Err(aya_log::Error::MapNotFound) => Ok(None),
             Err(error) => Err(io::Error::other(error)),

@@ -42,7 +42,8 @@ struct Interface {
 /// Index numbers repeat from namespace to namespace, so both ends have to name each other.
 pub(super) fn leading_into(namespace: &OwnedFd) -> io::Result<Vec<u32>> {
     let inside: Vec<Interface> = super::namespace::inside(namespace, || {
-        list(&mut Netlink::route()?).map(|all| all.into_iter().filter(|one| !one.loopback).collect())
+        list(&mut Netlink::route()?)
+            .map(|all| all.into_iter().filter(|one| !one.loopback).collect())
     })?;
     if inside.is_empty() {
         return Ok(Vec::new());

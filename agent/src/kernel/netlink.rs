@@ -48,12 +48,8 @@ impl Netlink {
     }
 
     fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )?;
+        let socket =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         // Answers to a batch of requests wait here until they are read.
         sockopt::set_socket_recv_buffer_size(&socket, 1 << 20)?;
         Ok(Self { socket, sequence: 0 })
@@ -143,10 +139,7 @@ impl Netlink {
         Ok(self.sequence)
     }
 
-    fn receive(
-        &self,
-        mut each: impl FnMut(Header, &[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn receive(&self, mut each: impl FnMut(Header, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut buffer = vec![0u8; 1 << 16];
         let (_, length) = recv(&self.socket, &mut buffer, RecvFlags::TRUNC)?;
         if length > buffer.len() {

@@ -76,3 +76,36 @@ fn member_of(types: &Btf, structure: &Type, name: &str) -> Option<(u32, Type)> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_fields_of_this_kernel() {
+        let offsets = of_this_kernel().unwrap();
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        if release.starts_with("6.18.") && cfg!(target_arch = "x86_64") {
+            // What `pahole` shows there.
+            let known = Offsets {
+                rmem_alloc: 192,
+                rcvbuf: 244,
+                copied_seq: 1464,
+                rcv_nxt: 1664,
+                snd_una: 1672,
+                write_seq: 1576,
+            };
+            assert_eq!(offsets, known);
+        }
+        assert!(offsets.rmem_alloc < offsets.copied_seq, "struct sock comes first in tcp_sock");
+    }
+
+    #[test]
+    fn a_field_that_is_not_there_is_named() {
+        let types = Btf::from_file(KERNEL_TYPES).unwrap();
+        assert_eq!(offset_of(&types, "tcp_sock", "no_such_field"), None);
+        assert_eq!(offset_of(&types, "no_such_struct", "x"), None);
+        // In an anonymous union or structure of `struct sock_common`.
+        assert!(offset_of(&types, "sock_common", "skc_daddr").is_some());
+    }
+}

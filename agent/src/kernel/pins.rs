@@ -99,9 +99,7 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
     let file = File::open(directory).map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => {
-            Err(OpenError::AnotherAgent { directory: directory.to_owned() })
-        }
+        Err(Errno::WOULDBLOCK) => Err(OpenError::AnotherAgent { directory: directory.to_owned() }),
         Err(error) => Err(failed(error.into())),
     }
 }
@@ -136,8 +134,7 @@ fn mount_at(point: &Path) -> Result<(), OpenError> {
 }
 
 fn is_bpf(path: &Path) -> Result<bool, OpenError> {
-    statfs(path).map(|status| status.f_type == BPF_FILE_SYSTEM).map_err(|error| OpenError::Pin {
-        path: path.to_owned(),
-        source: io::Error::from(error),
-    })
+    statfs(path)
+        .map(|status| status.f_type == BPF_FILE_SYSTEM)
+        .map_err(|error| OpenError::Pin { path: path.to_owned(), source: io::Error::from(error) })
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::MapData;
@@ -66,18 +67,35 @@ pub struct ProgramStatus {
     pub attached_to: String,
 }
 
-/// Loads every program of the object that has a hook; the verifier looks at each.
+/// Loads every program of the object that has a hook. The verifier looks at each, which takes up
+/// to a second; it looks at several at once.
 pub(super) fn load(ebpf: &mut Ebpf, options: &Options) -> Result<(), OpenError> {
-    for (name, hook) in HOOKS {
-        if !wanted(*hook, options) {
-            continue;
-        }
-        let Some(program) = ebpf.program_mut(name) else {
+    for (name, _) in HOOKS {
+        if ebpf.program(name).is_none() {
             return Err(OpenError::NoProgram { name });
-        };
-        load_one(name, program)?;
+        }
     }
-    Ok(())
+    let wanted: Vec<(&str, &mut Program)> = ebpf
+        .programs_mut()
+        .filter(|(name, _)| {
+            HOOKS.iter().any(|(hooked, hook)| hooked == name && wanted(*hook, options))
+        })
+        .collect();
+    let queue = Mutex::new(wanted);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((name, program)) = next() {
+            load_one(name, program)?;
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    std::thread::scope(|scope| {
+        let loading: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        loading.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
 }
 
 fn wanted(hook: Hook, options: &Options) -> bool {
@@ -112,12 +130,12 @@ pub(super) fn attach(
             continue;
         }
         let program = ebpf.program(name).ok_or(OpenError::NoProgram { name })?;
-        let descriptor = program
-            .fd()
-            .map_err(|source| OpenError::Load { name: (*name).to_owned(), source: source.into() })?;
-        let failed = |to: String| {
-            move |source| OpenError::Attach { name: (*name).to_owned(), to, source }
-        };
+        let descriptor = program.fd().map_err(|source| OpenError::Load {
+            name: (*name).to_owned(),
+            source: source.into(),
+        })?;
+        let failed =
+            |to: String| move |source| OpenError::Attach { name: (*name).to_owned(), to, source };
         match hook {
             Hook::Pods(attach_type) => {
                 let cgroup = &options.pods_cgroup;
@@ -242,7 +260,11 @@ pub(super) fn interfaces(pins: &Pins) -> io::Result<Vec<u32>> {
 }
 
 /// The programs, with their ids and hooks.
-pub(super) fn status(ebpf: &Ebpf, pins: &Pins, options: &Options) -> io::Result<Vec<ProgramStatus>> {
+pub(super) fn status(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    options: &Options,
+) -> io::Result<Vec<ProgramStatus>> {
     let mut found = Vec::new();
     for (name, hook) in HOOKS {
         let Some(program) = ebpf.program(name) else { continue };

@@ -126,9 +126,9 @@ impl Settings {
             flags,
             node_v4: self.node_v4.map_or(0, |address| u32::from(address).to_be()),
             outbound_port: self.outbound_port.into(),
-            node_v6: self.node_v6.map_or(Address::UNSPECIFIED, |v6| {
-                std::net::IpAddr::V6(v6).into()
-            }),
+            node_v6: self
+                .node_v6
+                .map_or(Address::UNSPECIFIED, |v6| std::net::IpAddr::V6(v6).into()),
             inbound_port: self.inbound_port.into(),
             connections_per_pod: self.connections_per_pod,
             flows_per_pod: self.flows_per_pod,

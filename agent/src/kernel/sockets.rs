@@ -59,7 +59,11 @@ impl PodSockets {
     }
 
     /// Destroys TCP sockets of a pod. Without a process in the pod there are none.
-    pub(super) fn destroy_in(&mut self, pod: PodId, sockets: &[SocketKey]) -> io::Result<Destroyed> {
+    pub(super) fn destroy_in(
+        &mut self,
+        pod: PodId,
+        sockets: &[SocketKey],
+    ) -> io::Result<Destroyed> {
         match self.pods.get_mut(&pod) {
             Some(netlink) => destroy(netlink, sockets),
             None => Ok(Destroyed { destroyed: 0, gone: sockets.len() }),

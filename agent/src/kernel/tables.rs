@@ -163,11 +163,7 @@ impl KernelTables {
         }
     }
 
-    fn check_room(
-        &self,
-        tables: &Tables,
-        pods: &BTreeMap<PodId, Pod>,
-    ) -> Result<(), ApplyError> {
+    fn check_room(&self, tables: &Tables, pods: &BTreeMap<PodId, Pod>) -> Result<(), ApplyError> {
         self.ports.check_room(&tables.ports)?;
         self.backends.check_room(&tables.backends)?;
         self.policy.check_room(&tables.policy)?;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,7 +50,7 @@ impl CgroupWatch {
         Ok(Self { events, stop, thread: Some(thread) })
     }
 
-    /// The next event; `None` after the root itself has been removed.
+    /// The next event; `None` when the watch has ended, which the log says why.
     pub async fn next(&mut self) -> Option<CgroupEvent> {
         self.events.recv().await
     }
@@ -74,8 +74,6 @@ impl Drop for CgroupWatch {
 struct Watcher {
     root: PathBuf,
     inotify: OwnedFd,
-    /// Watched directories of QoS classes.
-    classes: BTreeMap<i32, PathBuf>,
     known: BTreeMap<CgroupId, PodCgroup>,
     events: mpsc::UnboundedSender<CgroupEvent>,
 }
@@ -85,13 +83,7 @@ impl Watcher {
         let inotify =
             inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         watch(&inotify, root)?;
-        Ok(Self {
-            root: root.to_owned(),
-            inotify,
-            classes: BTreeMap::new(),
-            known: BTreeMap::new(),
-            events,
-        })
+        Ok(Self { root: root.to_owned(), inotify, known: BTreeMap::new(), events })
     }
 
     fn run(mut self, stop: &OwnedFd) {
@@ -129,14 +121,10 @@ impl Watcher {
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&self) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
-        while let Ok(event) = reader.next() {
-            if event.events().contains(inotify::ReadFlags::IGNORED) {
-                self.classes.remove(&event.wd());
-            }
-        }
+        while reader.next().is_ok() {}
     }
 
     /// Compares what is there with what is known.
@@ -154,25 +142,23 @@ impl Watcher {
         Ok(())
     }
 
-    /// Watches the directories of QoS classes before they are read, so that nothing is missed.
-    fn watch_classes(&mut self) -> io::Result<()> {
-        let watched: BTreeSet<&PathBuf> = self.classes.values().collect();
-        let mut added = Vec::new();
+    /// Watches the directories of QoS classes, before they are read, so that nothing is missed.
+    /// One that is watched already stays watched, and one that was made anew is another: the
+    /// kernel does not tell that a watched cgroup is gone.
+    fn watch_classes(&self) -> io::Result<()> {
         for (name, path) in directories(&self.root)? {
-            if Directory::of(&name) == Directory::QosClass && !watched.contains(&path) {
+            if Directory::of(&name) == Directory::QosClass {
                 match watch(&self.inotify, &path) {
-                    Ok(descriptor) => added.push((descriptor, path)),
-                    Err(Errno::NOENT) => {}
+                    Ok(()) | Err(Errno::NOENT) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
         }
-        self.classes.extend(added);
         Ok(())
     }
 }
 
-fn watch(inotify: &OwnedFd, path: &Path) -> Result<i32, Errno> {
+fn watch(inotify: &OwnedFd, path: &Path) -> Result<(), Errno> {
     inotify::add_watch(
         inotify,
         path,
@@ -182,4 +168,5 @@ fn watch(inotify: &OwnedFd, path: &Path) -> Result<i32, Errno> {
             | inotify::WatchFlags::DELETE_SELF
             | inotify::WatchFlags::ONLYDIR,
     )
+    .map(drop)
 }
