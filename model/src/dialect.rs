@@ -27,6 +27,10 @@ pub use self::path::{Path, Segment};
 use self::reading::Source;
 use crate::mesh::Settings;
 
+/// What is said of a rule that HTTP would have to be read for.
+const NEEDS_HTTP: &str =
+    "needs HTTP inspection; what it would have to inspect is denied until the proxy speaks HTTP";
+
 /// Reads a manifest: YAML (or JSON) with any number of documents. An object in a `List` is a
 /// document of its own. A syntax error costs only the document that has it.
 ///

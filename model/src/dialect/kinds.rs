@@ -48,18 +48,6 @@ impl Kind {
     pub fn is_of_cluster(self) -> bool {
         matches!(self, Self::Namespace | Self::Node | Self::CiliumClusterwideNetworkPolicy)
     }
-
-    /// Whether its objects narrow access.
-    pub fn is_policy(self) -> bool {
-        matches!(
-            self,
-            Self::NetworkPolicy
-                | Self::CiliumNetworkPolicy
-                | Self::CiliumClusterwideNetworkPolicy
-                | Self::AuthorizationPolicy
-                | Self::PeerAuthentication
-        )
-    }
 }
 
 /// Whether objects of a kind that is not read are the cluster's, as far as is known.
@@ -107,7 +95,6 @@ pub(super) fn unread(group: &str, kind: &str) -> Unread {
             "networking.istio.io"
             | "telemetry.istio.io"
             | "extensions.istio.io"
-            | "install.istio.io"
             | "linkerd.io"
             | "split.smi-spec.io"
             | "consul.hashicorp.com"

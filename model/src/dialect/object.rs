@@ -47,8 +47,7 @@ pub(super) fn read(
     problems: &[Problem],
 ) -> Document {
     let header = Header::of(value);
-    let suspect: Vec<Path> = problems.iter().map(|problem| problem.path.clone()).collect();
-    let object = header.object(value, &suspect);
+    let object = header.object(value, problems);
     let location = source.location(&Path::ROOT);
     let known = object.is_some();
     let mut reading = Reading::new(
@@ -60,7 +59,8 @@ pub(super) fn read(
             name: Name { namespace: "".into(), name: "".into() },
         }),
     );
-    reading.suspect = suspect;
+    reading.suspect = problems.iter().map(|problem| problem.path.clone()).collect();
+    reading.is_cut = problems.iter().any(|problem| problem.cut);
 
     let mut resources = Vec::new();
     for problem in problems {
@@ -145,7 +145,7 @@ impl<'a> Header<'a> {
 
     /// Which object it is. Kinds that are not read carry their group, for two groups may use one
     /// name (`AuthorizationPolicy` is Istio's, `AuthorizationPolicy.policy.linkerd.io` is not).
-    fn object(&self, value: &Value, suspect: &[Path]) -> Option<ObjectRef> {
+    fn object(&self, value: &Value, problems: &[Problem]) -> Option<ObjectRef> {
         self.api_version?;
         let kind = self.kind?;
         let metadata = value.get("metadata")?;
@@ -158,7 +158,7 @@ impl<'a> Header<'a> {
             _ if of_cluster => "",
             Some(namespace) => namespace,
             // The namespace may be in what could not be read.
-            None if suspect.iter().any(|path| at.contains(path) || path.contains(&at)) => {
+            None if problems.iter().any(|problem| problem.cut && at.contains(&problem.path)) => {
                 return None;
             }
             None => "default",
@@ -167,10 +167,7 @@ impl<'a> Header<'a> {
             None if !self.group.is_empty() => format!("{kind}.{}", self.group).into(),
             _ => kind.into(),
         };
-        Some(ObjectRef {
-            kind,
-            name: Name { namespace: namespace.into(), name: name.into() },
-        })
+        Some(ObjectRef { kind, name: Name { namespace: namespace.into(), name: name.into() } })
     }
 
     fn check(&self, reading: &mut Reading<'_>) {
@@ -187,11 +184,12 @@ impl<'a> Header<'a> {
             }
             return;
         };
-        check_metadata(reading, self.kind_read());
-        match self.kind_read() {
-            Some(known) if known.versions().contains(&self.version) => {}
-            Some(known) => {
-                let served = known.versions().join(" or ");
+        let Some(known) = self.kind_read() else { return self.report_unread(reading, kind) };
+        check_metadata(reading, known);
+        match known.versions() {
+            versions if versions.contains(&self.version) => {}
+            versions => {
+                let served = versions.join(" or ");
                 let prefix = if self.group.is_empty() { "" } else { "/" };
                 let group = self.group;
                 let reason = format!(
@@ -200,7 +198,6 @@ impl<'a> Header<'a> {
                 );
                 reading.error(&root.field("apiVersion"), reason);
             }
-            None => self.report_unread(reading, kind),
         }
     }
 
@@ -224,7 +221,7 @@ impl<'a> Header<'a> {
     }
 }
 
-fn check_metadata(reading: &mut Reading<'_>, kind: Option<Kind>) {
+fn check_metadata(reading: &mut Reading<'_>, kind: Kind) {
     let at = Path::ROOT.field("metadata");
     let Some(metadata) = reading.get(&at).filter(|metadata| metadata.is_object()) else {
         return reading.error(&at, "missing, or no map; every object has a metadata.name");
@@ -234,7 +231,7 @@ fn check_metadata(reading: &mut Reading<'_>, kind: Option<Kind>) {
         None | Some("") => {
             return reading.error(&name_at, "missing, or no text; every object has a name");
         }
-        Some(name) if kind.is_some() && !selector::is_dns_subdomain(name) => {
+        Some(name) if !selector::is_dns_subdomain(name) => {
             reading.error(
                 &name_at,
                 "a name has at most 253 lower-case letters, digits, '-' and '.', and begins and \
@@ -243,7 +240,6 @@ fn check_metadata(reading: &mut Reading<'_>, kind: Option<Kind>) {
         }
         Some(_) => {}
     }
-    let Some(kind) = kind else { return };
     let namespace_at = at.field("namespace");
     match metadata.get("namespace") {
         None | Some(Value::Null) => {}

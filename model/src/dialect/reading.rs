@@ -21,6 +21,8 @@ pub(super) struct Reading<'a> {
     pub unknown: Vec<Path>,
     /// What cannot be trusted, for the YAML is broken there.
     pub suspect: Vec<Path>,
+    /// Whether the YAML is so broken that what is missing may only be unread.
+    pub is_cut: bool,
 }
 
 /// Where an object was read from.
@@ -59,6 +61,7 @@ impl<'a> Reading<'a> {
             findings: Vec::new(),
             unknown: Vec::new(),
             suspect: Vec::new(),
+            is_cut: false,
         }
     }
 
@@ -98,10 +101,6 @@ impl<'a> Reading<'a> {
         self.findings.iter().any(|finding| finding.severity == Severity::Error)
     }
 
-    pub fn namespace(&self) -> Arc<str> {
-        Arc::clone(&self.object.name.namespace)
-    }
-
     pub fn origin(&self, at: &Path) -> Origin {
         Origin {
             object: self.object.clone(),
@@ -118,14 +117,28 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Whether a field that is not known stands somewhere in `at`.
-    pub fn has_unknown_in(&self, at: &Path) -> bool {
-        self.unknown.iter().any(|unknown| at.contains(unknown))
+    /// Whether a field that is not known stands in the rule `at`, or in the policy's `spec`
+    /// outside of its lists of rules.
+    pub fn is_poisoned<const N: usize>(&self, at: &Path, spec: &Path, lists: [&str; N]) -> bool {
+        let lists = lists.map(|list| spec.field(list));
+        self.unknown.iter().any(|unknown| {
+            at.contains(unknown)
+                || spec.contains(unknown) && !lists.iter().any(|list| list.contains(unknown))
+        })
     }
 
-    /// Whether a field that is not known stands in the map `at` itself.
-    pub fn has_unknown_directly_in(&self, at: &Path) -> bool {
-        self.unknown.iter().any(|unknown| unknown.parent().as_ref() == Some(at))
+    /// Whether a field of a document with broken YAML cannot be trusted.
+    pub fn is_suspect(&self, at: &Path) -> bool {
+        self.suspect.iter().any(|path| at.contains(path) || path.contains(at))
+            || self.is_cut && self.get(at).is_none()
+    }
+
+    /// Runs `read` without keeping what it reports. None if it reports an error.
+    pub fn quietly<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let findings = std::mem::take(&mut self.findings);
+        let outcome = read(self).filter(|_| !self.has_error());
+        self.findings = findings;
+        outcome
     }
 
     /// The object as a typed value. Reports the first field of another shape as an error, and
@@ -218,7 +231,8 @@ fn error_path(path: &serde_path_to_error::Path) -> Path {
 
 /// Says in a manifest's words what serde says in Rust's.
 fn shape(error: &str) -> String {
-    let parts = error.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "));
+    let parts =
+        error.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "));
     let Some((found, expected)) = parts else {
         return error.to_owned();
     };
@@ -240,7 +254,13 @@ fn shape(error: &str) -> String {
         other if other.starts_with("struct ") || other.starts_with(char::is_uppercase) => "a map",
         other => other,
     };
-    let is_scalar = found != "a list" && found != "a map" && found != "nothing";
-    let hint = if quotes && is_scalar { "; put it in quotes" } else { "" };
+    let hint = match found.as_str() {
+        _ if !quotes => "",
+        "a list" | "a map" | "nothing" => "",
+        "true" | "false" => {
+            "; put it in quotes (YAML takes a bare yes, no, on, off, y or n for a boolean)"
+        }
+        _ => "; put it in quotes",
+    };
     format!("{found} stands where {expected} is expected{hint}")
 }

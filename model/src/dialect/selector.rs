@@ -66,7 +66,8 @@ pub(super) fn operator(
     None
 }
 
-fn check_key(reading: &mut Reading<'_>, at: &Path, key: &str) {
+/// Reports what is no key of a label.
+pub(super) fn check_key(reading: &mut Reading<'_>, at: &Path, key: &str) {
     if !is_label_key(key) {
         reading.error(
             at,
@@ -78,7 +79,8 @@ fn check_key(reading: &mut Reading<'_>, at: &Path, key: &str) {
     }
 }
 
-fn check_value(reading: &mut Reading<'_>, at: &Path, value: &str) {
+/// Reports what is no value of a label.
+pub(super) fn check_value(reading: &mut Reading<'_>, at: &Path, value: &str) {
     if !is_label_value(value) {
         reading.error(
             at,

@@ -33,6 +33,8 @@ pub(super) struct Problem {
     pub path: Path,
     /// What is wrong.
     pub reason: String,
+    /// Whether the rest of the document could not be read.
+    pub cut: bool,
 }
 
 /// The line of a field and of what is in it. An entry of a map has the line of its key.

@@ -62,7 +62,7 @@ pub(in crate::dialect) fn network_policy(reading: &mut Reading<'_>) -> Option<Re
 /// the other may have isolated. A NetworkPolicy can do no more than that.
 pub(in crate::dialect) fn deny_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
     let at = Path::ROOT.field("spec");
-    let pods = readable_selector(reading, &at.field("podSelector"), &at);
+    let pods = readable_selector(reading, &at.field("podSelector"));
     vec![Resource::Policy(Policy {
         origin: reading.origin(&at),
         subject: Workloads {
@@ -78,26 +78,15 @@ pub(in crate::dialect) fn deny_fallback(reading: &mut Reading<'_>) -> Vec<Resour
 }
 
 /// The selector of a document that is not in force, if it can be trusted.
-pub(in crate::dialect) fn readable_selector(
-    reading: &mut Reading<'_>,
-    at: &Path,
-    holder: &Path,
-) -> Option<Selector> {
-    let is_suspect = |path: &Path| at.contains(path) || path.contains(at);
-    if reading.suspect.iter().any(is_suspect) || !reading.get(holder)?.is_object() {
+fn readable_selector(reading: &mut Reading<'_>, at: &Path) -> Option<Selector> {
+    if reading.is_suspect(at) || !reading.get(&at.parent()?)?.is_object() {
         return None;
     }
     let labels = match reading.get(at) {
-        // Unless the rest of the map is what could not be read.
-        None if reading.suspect.iter().any(|path| holder.contains(path)) => return None,
         None => LabelSelector::default(),
         Some(value) => Option::<LabelSelector>::deserialize(value).ok()?.unwrap_or_default(),
     };
-    let findings = reading.findings.len();
-    let selector = selector(reading, at, &labels);
-    let is_valid = reading.findings.len() == findings;
-    reading.findings.truncate(findings);
-    is_valid.then_some(selector)
+    reading.quietly(|reading| Some(selector(reading, at, &labels)))
 }
 
 fn namespace_selector(reading: &Reading<'_>) -> Selector {
@@ -105,11 +94,7 @@ fn namespace_selector(reading: &Reading<'_>) -> Selector {
 }
 
 /// Whether ingress and egress are isolated. Reports rules of a direction that is not.
-fn directions(
-    reading: &mut Reading<'_>,
-    at: &Path,
-    spec: &v1::NetworkPolicySpec,
-) -> (bool, bool) {
+fn directions(reading: &mut Reading<'_>, at: &Path, spec: &v1::NetworkPolicySpec) -> (bool, bool) {
     let types = spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
         return (true, spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()));
@@ -164,7 +149,7 @@ fn rule(
         matched_ports.extend(port_match(reading, &ports_at.index(index), port));
     }
     let spec = Path::ROOT.field("spec");
-    let is_known = !reading.has_unknown_in(at) && !reading.has_unknown_directly_in(&spec);
+    let is_known = !reading.is_poisoned(at, &spec, ["ingress", "egress"]);
     Rule {
         origin: reading.origin(at),
         direction,
@@ -214,7 +199,10 @@ fn ip_block(reading: &mut Reading<'_>, at: &Path, block: &v1::IPBlock) -> Option
         let at = at.field("except").index(index);
         let Some(block) = selector::cidr(reading, &at, text) else { continue };
         if cidr.is_some_and(|cidr| !is_strict_part(&cidr, &block)) {
-            reading.error(&at, format_args!("{text} is no smaller part of the block it is left out of"));
+            reading.error(
+                &at,
+                format_args!("{text} is no smaller part of the block it is left out of"),
+            );
         }
         except.push(block);
     }

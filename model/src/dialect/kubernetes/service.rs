@@ -57,11 +57,7 @@ pub(in crate::dialect) fn service(reading: &mut Reading<'_>) -> Option<Resource>
     }))
 }
 
-fn cluster_ips(
-    reading: &mut Reading<'_>,
-    at: &Path,
-    spec: &core::v1::ServiceSpec,
-) -> Vec<IpAddr> {
+fn cluster_ips(reading: &mut Reading<'_>, at: &Path, spec: &core::v1::ServiceSpec) -> Vec<IpAddr> {
     let is_address = |ip: &str| !ip.is_empty() && ip != "None";
     let ips = spec.cluster_ips.as_deref().unwrap_or_default();
     if ips.is_empty() {
@@ -106,11 +102,7 @@ fn service_port(
     })
 }
 
-fn affinity(
-    reading: &mut Reading<'_>,
-    at: &Path,
-    spec: &core::v1::ServiceSpec,
-) -> Option<u32> {
+fn affinity(reading: &mut Reading<'_>, at: &Path, spec: &core::v1::ServiceSpec) -> Option<u32> {
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return None,
         Some("ClientIP") => {}
@@ -120,7 +112,8 @@ fn affinity(
             return None;
         }
     }
-    let client_ip = spec.session_affinity_config.as_ref()?.client_ip.as_ref();
+    let config = spec.session_affinity_config.as_ref();
+    let client_ip = config.and_then(|config| config.client_ip.as_ref());
     let Some(seconds) = client_ip.and_then(|config| config.timeout_seconds) else {
         return Some(DEFAULT_AFFINITY_SECONDS);
     };

@@ -132,9 +132,7 @@ fn pod_addresses(reading: &mut Reading<'_>, status: &v1::PodStatus) -> Vec<IpAdd
     let at = at.field("podIPs");
     ips.iter()
         .enumerate()
-        .filter_map(|(index, ip)| {
-            selector::address(reading, &at.index(index).field("ip"), &ip.ip)
-        })
+        .filter_map(|(index, ip)| selector::address(reading, &at.index(index).field("ip"), &ip.ip))
         .collect()
 }
 

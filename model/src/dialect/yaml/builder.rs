@@ -98,7 +98,7 @@ impl Builder {
             // What cannot stand where it stands is left out too.
             let _ = self.end();
         }
-        self.problems.push(Problem { line, path, reason });
+        self.problems.push(Problem { line, path, reason, cut: true });
         let Node { value, lines } = self.root.unwrap_or_else(|| Node {
             value: Value::Null,
             lines: Lines { line, ..Lines::default() },
@@ -153,6 +153,7 @@ impl Builder {
                             line,
                             path,
                             reason: format!("is there twice, first on line {first}; remove one"),
+                            cut: false,
                         });
                         return Ok(());
                     }
