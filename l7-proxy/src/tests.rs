@@ -1,4 +1,6 @@
 //! Pairs of proxies.
 
+mod connections;
+mod refusals;
 mod support;
 mod tunnels;

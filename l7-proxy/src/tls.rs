@@ -95,9 +95,13 @@ impl Credentials {
         Ok(Self { identity, not_after, server: Arc::new(server), certificate, roots })
     }
 
+    pub(crate) fn verifier(&self, expected: SpiffeId) -> ServerVerifier {
+        ServerVerifier { expected, roots: self.roots.clone() }
+    }
+
     /// Of the client side of a tunnel to `destination`.
     pub(crate) fn client(&self, destination: SpiffeId) -> Result<ClientConfig, Error> {
-        let verifier = ServerVerifier { expected: destination, roots: self.roots.clone() };
+        let verifier = self.verifier(destination);
         let mut client = ClientConfig::builder_with_provider(PROVIDER.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -132,7 +136,7 @@ fn refuse(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 /// Accepts the server whose certificate chains to a trust root, is valid now, and is for exactly
 /// the expected identity. Names of hosts play no part.
 #[derive(Debug)]
-struct ServerVerifier {
+pub(crate) struct ServerVerifier {
     expected: SpiffeId,
     roots: Arc<RootCertStore>,
 }

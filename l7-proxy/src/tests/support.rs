@@ -1,9 +1,9 @@
 //! Two proxies on this machine's loopback addresses, each with an agent that serves it real
 //! configuration, and real certificates. Only what eBPF would tell is supplied here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
     SanType,
 };
+use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::mpsc;
@@ -38,6 +39,10 @@ impl Authority {
 
     pub(super) fn pem(&self) -> Vec<u8> {
         self.0.pem().into_bytes()
+    }
+
+    pub(super) fn der(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
     }
 
     /// A certificate for an identity, valid from an hour ago until `left` from now.
@@ -67,8 +72,6 @@ pub(super) fn identity(account: &str) -> String {
 pub(super) struct Records {
     origins: Arc<Mutex<HashMap<SocketAddr, Origin>>>,
     pub(super) sources: Arc<Mutex<Vec<ProvenSource>>>,
-    /// Addresses of clients that the pods' policy refuses.
-    pub(super) denied: Arc<Mutex<HashSet<IpAddr>>>,
 }
 
 impl Attestation for Records {
@@ -250,12 +253,17 @@ impl Mesh {
         Self { authority, nodes, client, server, _directory: directory }
     }
 
-    /// A pod's connection to a port of the server's pod.
-    pub(super) async fn connect(&self, port: u16) -> TcpStream {
+    /// A pod's connection to a port of the server's pod. It is an error already if the proxy has
+    /// refused it before `connect` looks at the result.
+    pub(super) async fn connect(&self, port: u16) -> io::Result<TcpStream> {
         self.connect_from(self.client, (self.server, port).into()).await
     }
 
-    pub(super) async fn connect_from(&self, from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    pub(super) async fn connect_from(
+        &self,
+        from: Ipv4Addr,
+        to: SocketAddr,
+    ) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
         let source = socket.local_addr().unwrap();
@@ -266,19 +274,19 @@ impl Mesh {
             pod: from.octets()[3].into(),
         };
         self.nodes[0].records.origins.lock().unwrap().insert(source, origin);
-        socket.connect(self.nodes[0].outbound).await.unwrap()
+        socket.connect(self.nodes[0].outbound).await
     }
 
     /// As `connect`, with a record of the test's own.
     pub(super) async fn connect_with(
         &self,
         origin: impl FnOnce(SocketAddr) -> Origin,
-    ) -> TcpStream {
+    ) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((self.client, 0).into()).unwrap();
         let source = socket.local_addr().unwrap();
         self.nodes[0].records.origins.lock().unwrap().insert(source, origin(source));
-        socket.connect(self.nodes[0].outbound).await.unwrap()
+        socket.connect(self.nodes[0].outbound).await
     }
 }
 
