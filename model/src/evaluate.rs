@@ -16,7 +16,7 @@ use std::net::IpAddr;
 
 use weft_common::Reason;
 
-use crate::mesh::{Direction, Mesh, Name, Origin, Protocol};
+use crate::mesh::{Direction, Mesh, Name, Origin, Pod, Protocol};
 
 pub use mtls::{MtlsRequirement, mtls};
 pub use path::path;
@@ -122,8 +122,8 @@ pub struct Verdict {
     /// Every layer that speaks of the connection, in order, also after a denial. Empty where a
     /// pod talks to itself, or a pod is not known.
     pub steps: Vec<Step>,
-    /// The first denial in that order. Without one, the innermost rule that allows
-    /// (authorization before ingress before egress), or the reason why none was asked.
+    /// The first denial in that order. Without one, what the destination's layers say if any
+    /// policy restricts it, otherwise what the source's does.
     pub outcome: Outcome,
 }
 
@@ -138,7 +138,8 @@ impl Verdict {
         self.among(&[Layer::Egress])
     }
 
-    /// What the destination's layers say on their own.
+    /// What the destination's layers say on their own: the first denial, or the innermost rule
+    /// that allows (authorization before L3/L4), or the reason why none was asked.
     pub fn ingress(&self) -> Outcome {
         self.among(&[Layer::Ingress, Layer::Mtls, Layer::Authorization])
     }
@@ -192,7 +193,19 @@ pub fn verdict(mesh: &Mesh, connection: &Connection) -> Verdict {
         }
     }
     let mut verdict = Verdict { steps, outcome: Outcome::UNRESTRICTED };
-    verdict.outcome =
-        verdict.among(&[Layer::Egress, Layer::Ingress, Layer::Mtls, Layer::Authorization]);
+    let destination_decides = ends.destination.pod().is_some_and(|pod| is_restricted(mesh, pod));
+    verdict.outcome = if verdict.egress().allows() && destination_decides {
+        verdict.ingress()
+    } else {
+        verdict.egress()
+    };
     verdict
+}
+
+/// Whether any policy might refuse something that reaches the pod.
+fn is_restricted(mesh: &Mesh, pod: &Pod) -> bool {
+    mesh.is_enrolled(pod)
+        && (network::restricts(mesh, pod, Direction::Ingress)
+            || mtls::restricts(mesh, pod)
+            || authorization::restricts(mesh, pod))
 }

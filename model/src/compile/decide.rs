@@ -28,9 +28,8 @@ pub(super) struct Situation<'a> {
     key: &'a SubjectKey,
     policies: Vec<&'a ActingPolicy>,
     authorizations: Vec<&'a ActingAuthorization>,
-    /// Whether anything restricts the direction at L3/L4.
+    /// Whether a policy asks for a default deny.
     isolated: bool,
-    denies: bool,
     /// Id of the first policy that isolates, and of the first that does so towards the own node.
     default_deny: u32,
     own_node_default_deny: Option<u32>,
@@ -75,10 +74,6 @@ impl<'a> Situation<'a> {
             .filter(isolating)
             .find(|acting| acting.policy.dialect == Dialect::Cilium)
             .map(|acting| acting.origin);
-        let denies = policies
-            .iter()
-            .flat_map(|acting| &acting.policy.rules)
-            .any(|rule| rule.direction == key.direction && rule.effect == Effect::Deny);
         let mut strict = Vec::new();
         if let Some(modes) = &key.mtls {
             let all = std::iter::once((None, &modes.default))
@@ -92,7 +87,6 @@ impl<'a> Situation<'a> {
         Self {
             key,
             isolated: default_deny.is_some(),
-            denies,
             default_deny: default_deny.unwrap_or(0),
             own_node_default_deny,
             policies,
@@ -106,6 +100,9 @@ impl<'a> Situation<'a> {
         let rules = self.rules(matched);
         let authorizing = self.authorizing(matched);
         let own_node = matched.base.is_some_and(|base| base.own_node);
+        if own_node && self.key.direction == Direction::Ingress {
+            return PortTable::Uniform(Decision::because(Reason::OwnNode));
+        }
         PortTable::tabulate(
             |carrier| self.starts(carrier, &rules, &authorizing),
             |carrier, port| {
@@ -116,22 +113,16 @@ impl<'a> Situation<'a> {
                 {
                     return network;
                 }
-                let mtls = self.mtls(own_node, proven, port);
+                let mtls = self.mtls(proven, port);
                 if !mtls.allows() {
                     return mtls;
                 }
-                let authorization = self.authorization(matched, &authorizing, own_node, port);
-                let is = |decision: &Decision, reason: Reason| decision.reason == reason as u32;
-                if !authorization.allows() || is(&authorization, Reason::Rule) {
-                    return authorization;
+                let authorization = self.authorization(matched, &authorizing, port);
+                if authorization == Decision::because(Reason::Unrestricted) {
+                    network
+                } else {
+                    authorization
                 }
-                if is(&network, Reason::Rule) {
-                    return network;
-                }
-                [network, mtls, authorization]
-                    .into_iter()
-                    .find(|decision| is(decision, Reason::OwnNode))
-                    .unwrap_or(network)
             },
         )
     }
@@ -205,14 +196,6 @@ impl<'a> Situation<'a> {
     }
 
     fn network(&self, rules: &[Rule], own_node: bool, carrier: Carrier, port: u16) -> Decision {
-        if own_node && self.key.direction == Direction::Ingress {
-            let restricted = self.isolated || self.denies;
-            return Decision::because(if restricted {
-                Reason::OwnNode
-            } else {
-                Reason::Unrestricted
-            });
-        }
         let mut allowing = None;
         let mut lacking = None;
         for rule in rules.iter().filter(|rule| rule.covers(carrier, port)) {
@@ -242,14 +225,11 @@ impl<'a> Situation<'a> {
         lacking.unwrap_or(Decision::of(default_deny, Reason::NoRule))
     }
 
-    fn mtls(&self, own_node: bool, proven: bool, port: u16) -> Decision {
+    fn mtls(&self, proven: bool, port: u16) -> Decision {
         let unrestricted = Decision::because(Reason::Unrestricted);
         let Some(modes) = &self.key.mtls else { return unrestricted };
         if modes.of(port).0 != MtlsMode::Strict {
             return unrestricted;
-        }
-        if own_node {
-            return Decision::because(Reason::OwnNode);
         }
         if proven {
             return unrestricted;
@@ -263,14 +243,10 @@ impl<'a> Situation<'a> {
         &self,
         matched: &Matched<'_>,
         authorizing: &[Authorizing<'_>],
-        own_node: bool,
         port: u16,
     ) -> Decision {
         if self.authorizations.is_empty() {
             return Decision::because(Reason::Unrestricted);
-        }
-        if own_node {
-            return Decision::because(Reason::OwnNode);
         }
         let destination = self.destination(matched);
         let matching = || {

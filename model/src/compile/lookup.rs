@@ -20,28 +20,19 @@ pub struct Lookup<'a> {
 /// What the kernel decides about a connection, as far as it can be decided on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionDecision {
-    /// Of the client's policies, if the client is a pod of this node.
+    /// Of the client's policies; none where none restricts it, or it is no pod of this node.
     pub egress: Option<Decision>,
-    /// Of the server's policies, if the server is a pod of this node.
+    /// Of the server's policies; none where none restricts it, or it is no pod of this node.
     pub ingress: Option<Decision>,
 }
 
 impl ConnectionDecision {
-    /// A denial of the client's before one of the server's; without any, the server's rule that
-    /// allows, or the client's, or the reason why none was asked.
+    /// A denial of the client's policies before what the server's say before what the client's
+    /// say.
     pub fn decision(&self) -> Decision {
-        let decisions = [self.egress, self.ingress];
-        let mut all = decisions.into_iter().flatten();
-        if let Some(denial) = all.find(|decision| !decision.allows()) {
-            return denial;
-        }
-        let because = |reason: Reason| {
-            let mut all = [self.ingress, self.egress].into_iter().flatten();
-            all.find(|decision| decision.reason == reason as u32)
-        };
-        because(Reason::Rule)
-            .or_else(|| because(Reason::OwnNode))
-            .unwrap_or(Decision::because(Reason::Unrestricted))
+        let denied = self.egress.filter(|decision| !decision.allows());
+        let decided = denied.or(self.ingress).or(self.egress);
+        decided.unwrap_or(Decision::because(Reason::Unrestricted))
     }
 }
 
@@ -85,16 +76,16 @@ impl<'a> Lookup<'a> {
         let from = self.address(source).unwrap_or(missing);
         let client_id = if client == 0 { from.pod } else { client };
         if client_id != 0 && (to.pod == client_id || destination.is_loopback()) {
-            let unrestricted = Some(Decision::because(Reason::Unrestricted));
-            return ConnectionDecision { egress: unrestricted, ingress: unrestricted };
+            return ConnectionDecision { egress: None, ingress: None };
         }
-        let egress = self
-            .pod(client_id)
-            .map(|pod| judge(self, pod.egress_subject, to.class, false, protocol, port));
-        let ingress = self
-            .pod(to.pod)
-            .map(|pod| judge(self, pod.ingress_subject, from.class, proven, protocol, port));
-        ConnectionDecision { egress, ingress }
+        let (client, server) = (self.pod(client_id), self.pod(to.pod));
+        let judged = |subject: u32, class: u32, proven: bool| {
+            (subject != 0).then(|| judge(self, subject, class, proven, protocol, port))
+        };
+        ConnectionDecision {
+            egress: client.and_then(|pod| judged(pod.egress_subject, to.class, false)),
+            ingress: server.and_then(|pod| judged(pod.ingress_subject, from.class, proven)),
+        }
     }
 }
 

@@ -19,12 +19,7 @@ use crate::mesh::{
 
 /// What the AuthorizationPolicies of `pod` say of a TCP connection to it.
 pub(super) fn judge(mesh: &Mesh, pod: &Pod, ends: &Ends, connection: &Connection) -> Outcome {
-    let acting: Vec<&AuthorizationPolicy> = mesh
-        .authorization
-        .values()
-        .map(|policy| &**policy)
-        .filter(|policy| policy.action != Action::Audit && acts_on(mesh, &policy.scope, pod))
-        .collect();
+    let acting = acting_on(mesh, pod);
     if acting.is_empty() {
         return Outcome::UNRESTRICTED;
     }
@@ -60,6 +55,19 @@ pub(super) fn judge(mesh: &Mesh, pod: &Pod, ends: &Ends, connection: &Connection
         Some((rule, needs)) => Outcome::of(unmet(needs).unwrap_or(Reason::NoRule), &rule.origin),
         None => Outcome::of(Reason::NoRule, &first.origin),
     }
+}
+
+/// Whether an AuthorizationPolicy acts on the pod.
+pub(super) fn restricts(mesh: &Mesh, pod: &Pod) -> bool {
+    !acting_on(mesh, pod).is_empty()
+}
+
+fn acting_on<'a>(mesh: &'a Mesh, pod: &Pod) -> Vec<&'a AuthorizationPolicy> {
+    mesh.authorization
+        .values()
+        .map(|policy| &**policy)
+        .filter(|policy| policy.action != Action::Audit && acts_on(mesh, &policy.scope, pod))
+        .collect()
 }
 
 fn acts_on(mesh: &Mesh, scope: &Scope, pod: &Pod) -> bool {

@@ -55,6 +55,15 @@ pub(super) fn judge(mesh: &Mesh, pod: &Pod, source: &End, connection: &Connectio
     Outcome { reason, origin: required.origin }
 }
 
+/// Whether some port of the pod is STRICT.
+pub(super) fn restricts(mesh: &Mesh, pod: &Pod) -> bool {
+    let named = mesh.peer_authentication.values().flat_map(|policy| policy.ports.keys());
+    // Any one port stands for those that no policy names.
+    let unnamed = (0..=u16::MAX).find(|port| !named.clone().any(|own| own == port));
+    let strict = |port: u16| mtls(mesh, pod, port).mode == MtlsMode::Strict;
+    named.clone().copied().chain(unnamed).any(strict)
+}
+
 // Istio passes over a PeerAuthentication of the root namespace that has a selector
 // (`Scope::Selected`): its `ComposePeerAuthentication` takes none for a workload's.
 fn is_workload(scope: &Scope, pod: &Pod) -> bool {

@@ -26,20 +26,13 @@ pub(super) fn judge(
     peer: &End,
     connection: &Connection,
 ) -> Outcome {
-    let acting: Vec<&Policy> = mesh
-        .policies
-        .values()
-        .flatten()
-        .map(|policy| &**policy)
-        .filter(|policy| selects(mesh, &policy.subject, pod))
-        .collect();
+    let acting = acting_on(mesh, pod);
     let rules =
         || acting.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (*policy, rule)));
     let own_node = peer.is_node(&pod.node);
     let isolated = acting.iter().any(|policy| isolates(policy, direction));
-    let denies = rules().any(|(_, r)| r.direction == direction && r.effect == Effect::Deny);
     if direction == Direction::Ingress && own_node {
-        let restricted = isolated || denies;
+        let restricted = super::is_restricted(mesh, pod);
         return Outcome::because(if restricted { Reason::OwnNode } else { Reason::Unrestricted });
     }
 
@@ -71,6 +64,19 @@ pub(super) fn judge(
         Some(rule) => Outcome::of(unmet(rule.needs).unwrap_or(Reason::NoRule), &rule.origin),
         None => Outcome::of(Reason::NoRule, &default_deny.origin),
     }
+}
+
+/// Whether any policy might refuse something in this direction.
+pub(super) fn restricts(mesh: &Mesh, pod: &Pod, direction: Direction) -> bool {
+    acting_on(mesh, pod).iter().any(|policy| {
+        let denies = |rule: &Rule| rule.direction == direction && rule.effect == Effect::Deny;
+        isolates(policy, direction) || policy.rules.iter().any(denies)
+    })
+}
+
+fn acting_on<'a>(mesh: &'a Mesh, pod: &Pod) -> Vec<&'a Policy> {
+    let all = mesh.policies.values().flatten().map(|policy| &**policy);
+    all.filter(|policy| selects(mesh, &policy.subject, pod)).collect()
 }
 
 /// Whether a pod is one of these workloads.

@@ -8,17 +8,17 @@ use super::{
     SliceEndpoint,
 };
 
-/// Label of a namespace or pod that says whether it is in the mesh.
+/// Label of a namespace or pod that says whether it is in the mesh (`enabled`, `disabled`).
 pub const MESH_LABEL: &str = "weft.dev/mesh";
 /// Istio's label for the same (`ambient` or `none`).
 pub const ISTIO_DATAPLANE_LABEL: &str = "istio.io/dataplane-mode";
 
-/// What labels (or annotations) say about being in the mesh; none if they say nothing.
+/// What labels say about being in the mesh; none if they say nothing.
 /// Weft's own label goes before Istio's.
 pub fn enrolment(labels: &Labels) -> Option<bool> {
     let own = labels.get(MESH_LABEL).and_then(|value| match &**value {
-        "enabled" | "true" => Some(true),
-        "disabled" | "false" => Some(false),
+        "enabled" => Some(true),
+        "disabled" => Some(false),
         _ => None,
     });
     let istio = || {

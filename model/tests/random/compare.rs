@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weft_common::Decision;
+use weft_common::{Decision, Reason};
 use weft_model::compile::{Compiler, Lookup, Tables};
 use weft_model::evaluate::{Connection, Outcome, Party, verdict};
 use weft_model::mesh::{Mesh, Name, Origin};
@@ -104,7 +104,8 @@ pub fn compare(
         Some((tables, decisions))
     };
     let check = |what, expected: Outcome, tables: &Tables, found: Option<Decision>| {
-        if found.is_some_and(|found| says(tables, found, &expected)) {
+        let found = found.unwrap_or(Decision::because(Reason::Unrestricted));
+        if says(tables, found, &expected) {
             return Ok(());
         }
         let connection = connection.clone();
@@ -142,12 +143,7 @@ fn says(tables: &Tables, found: Decision, expected: &Outcome) -> bool {
     rule && found.reason == expected.reason as u32
 }
 
-fn describe(tables: &Tables, found: Option<Decision>) -> String {
-    match found {
-        None => "nothing".into(),
-        Some(Decision { rule, reason }) => {
-            let origin = tables.rules.get(&rule).map(Origin::to_string);
-            format!("reason {reason} by rule {rule} {origin:?}")
-        }
-    }
+fn describe(tables: &Tables, Decision { rule, reason }: Decision) -> String {
+    let origin = tables.rules.get(&rule).map(Origin::to_string);
+    format!("reason {reason} by rule {rule} {origin:?}")
 }
