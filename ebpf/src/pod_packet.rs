@@ -137,7 +137,12 @@ fn recorded(config: &Config, packet: &Packet) -> Record {
     {
         return Record::None;
     }
-    if connection::allowed(config, record) { Record::Allows } else { Record::Denies }
+    // What carries no data may still close a connection that is being cut.
+    if connection::allowed(config, record) || !(packet.is_syn() || packet.payload) {
+        Record::Allows
+    } else {
+        Record::Denies
+    }
 }
 
 /// Counts and reports a packet that was refused.

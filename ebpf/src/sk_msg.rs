@@ -22,8 +22,6 @@ const PASS: u32 = 1;
 const DROP: u32 = 0;
 /// Redirect into the receive queue of the other socket.
 const INGRESS: u64 = 1;
-/// The least that a reader may leave unread.
-const LEAST_BOUND: u32 = 1 << 20;
 
 #[sk_msg]
 pub fn redirect(ctx: SkMsgContext) -> u32 {
@@ -34,7 +32,7 @@ pub fn redirect(ctx: SkMsgContext) -> u32 {
     if !connection::allowed(config, record) {
         return DROP;
     }
-    if !may_redirect(config, record, low) {
+    if !may_redirect(config, record, low, ctx.size()) {
         set_held(record, low, 1);
         return PASS;
     }
@@ -56,7 +54,7 @@ pub fn redirect(ctx: SkMsgContext) -> u32 {
 }
 
 #[inline(always)]
-fn may_redirect(config: &Config, record: *mut Connection, low: bool) -> bool {
+fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) -> bool {
     let flags = unsafe { (*record).flags };
     if flags & CONNECTION_ACCELERATE == 0 || config.flags & CONFIG_ACCELERATE == 0 {
         return false;
@@ -84,8 +82,12 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool) -> bool {
     }
     let unread = field(reader, offsets.rmem_alloc).unwrap_or(u32::MAX);
     let bound = match config.acceleration_bound {
-        0 if unread <= LEAST_BOUND => LEAST_BOUND,
-        0 => field(reader, offsets.rcvbuf).unwrap_or(0).max(LEAST_BOUND),
+        // Unread bytes count against the buffer into which TCP receives. They leave it a quarter:
+        // a segment that finds it full is dropped, and only sent again after a timeout.
+        0 => {
+            let room = field(reader, offsets.rcvbuf).unwrap_or(0);
+            (room - (room >> 2)).saturating_sub(size)
+        }
         bound => bound,
     };
     if unread > bound {

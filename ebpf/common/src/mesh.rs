@@ -20,8 +20,8 @@ pub struct Config {
     pub connections_per_pod: u32,
     /// How many flows without connection (UDP, ICMP) of a pod are remembered.
     pub flows_per_pod: u32,
-    /// Bound of bytes that an accelerated reader may leave unread; 0 for its receive buffer,
-    /// at least 1 MiB.
+    /// Bound of bytes that an accelerated reader may leave unread; 0 for three quarters of its
+    /// receive buffer, which TCP enlarges as it sees need.
     pub acceleration_bound: u32,
     /// Inode of the cgroup at which the programs are attached (`kubepods`).
     pub root_cgroup: u64,
