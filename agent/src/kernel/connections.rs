@@ -6,10 +6,11 @@ use std::io;
 use aya::maps::{HashMap, Map, MapData};
 use weft_common::{
     CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT, CONNECTION_FROM_PROXY,
-    CONNECTION_TO_PROXY, Connection, ConnectionKey, PodId, SocketKey,
+    CONNECTION_TO_PROXY, Connection, ConnectionKey, SocketKey,
 };
 
 use super::judgement::Judge;
+use super::sockets::Holder;
 use super::{Kernel, KernelError, cgroups, open_map, system};
 
 /// `BPF_EXIST`: a record that is gone by now must not come back.
@@ -23,13 +24,6 @@ pub struct CutConnection {
     pub key: ConnectionKey,
     /// Its record, with the decision that forbids it.
     pub connection: Connection,
-}
-
-/// Whose namespace a socket is in.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Holder {
-    Pod(PodId),
-    Proxy,
 }
 
 impl Kernel {
@@ -91,26 +85,17 @@ impl Kernel {
                 sockets.entry(holder).or_default().push(socket);
             }
         }
-        let unknown = sockets.keys().any(|holder| match holder {
-            Holder::Pod(pod) => !self.sockets.knows(*pod),
-            Holder::Proxy => false,
-        });
-        if unknown {
+        let unknown =
+            |holder: &Holder| matches!(holder, Holder::Pod(_)) && !self.sockets.knows(*holder);
+        if sockets.keys().any(unknown) {
             self.prepare_to_cut()?;
         }
-        for (holder, sockets) in &sockets {
-            let destroyed = match holder {
-                Holder::Pod(pod) => self.sockets.destroy_in(*pod, sockets),
-                Holder::Proxy => self.sockets.destroy_here(sockets),
-            };
-            destroyed.map_err(|source| match holder {
-                Holder::Pod(pod) => {
-                    KernelError::new(format!("cannot destroy sockets of pod {pod}"), source)
-                }
-                Holder::Proxy => KernelError::new("cannot destroy sockets of the proxy", source),
-            })?;
-        }
-        Ok(())
+        self.sockets.destroy(&sockets).map_err(|(holder, source)| match holder {
+            Holder::Pod(pod) => {
+                KernelError::new(format!("cannot destroy sockets of pod {pod}"), source)
+            }
+            Holder::Proxy => KernelError::new("cannot destroy sockets of the proxy", source),
+        })
     }
 
     /// Opens what is needed to cut connections in the namespaces of all bound pods, so that it

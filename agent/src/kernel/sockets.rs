@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use weft_common::{Address, PodId, SocketKey};
 
@@ -17,86 +18,96 @@ const NO_COOKIE: u32 = u32::MAX;
 /// As many answers fit a socket's default receive buffer.
 const BATCH: usize = 128;
 
-/// What came of destroying sockets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Destroyed {
-    /// So many are destroyed.
-    pub destroyed: usize,
-    /// So many were gone already.
-    pub gone: usize,
+/// Whose network namespace a socket is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holder {
+    /// A pod's.
+    Pod(PodId),
+    /// The agent's own, which is the proxy's.
+    Proxy,
 }
 
 /// Netlink sockets in the pods' network namespaces, kept open: a connection that has to be cut
 /// must not wait for a namespace to be looked for.
 #[derive(Debug, Default)]
 pub(super) struct PodSockets {
-    pods: BTreeMap<PodId, Netlink>,
-    own: Option<Netlink>,
+    namespaces: BTreeMap<Holder, Netlink>,
 }
 
 impl PodSockets {
     /// Makes ready to destroy sockets of a pod; nothing while it has no process.
     pub(super) fn prepare(&mut self, pod: PodId, cgroup: &Path) -> io::Result<()> {
-        if self.pods.contains_key(&pod) {
+        if self.knows(Holder::Pod(pod)) {
             return Ok(());
         }
         if let Some(pid) = cgroups::find_process(cgroup)? {
             let namespace = namespace::of_process(pid)?;
             let netlink = namespace::inside(&namespace, Netlink::sock_diag)?;
-            self.pods.insert(pod, netlink);
+            self.namespaces.insert(Holder::Pod(pod), netlink);
         }
         Ok(())
     }
 
-    /// Whether sockets of the pod can be destroyed.
-    pub(super) fn knows(&self, pod: PodId) -> bool {
-        self.pods.contains_key(&pod)
+    /// Whether its sockets can be destroyed.
+    pub(super) fn knows(&self, holder: Holder) -> bool {
+        self.namespaces.contains_key(&holder)
     }
 
     /// Lets go of a pod's namespace.
     pub(super) fn forget(&mut self, pod: PodId) {
-        self.pods.remove(&pod);
+        self.namespaces.remove(&Holder::Pod(pod));
     }
 
-    /// Destroys TCP sockets of a pod. Without a process in the pod there are none.
-    pub(super) fn destroy_in(
+    /// Destroys TCP sockets, in several namespaces at once. A pod without a process has none.
+    /// A namespace that fails does not keep the others from being served: the first error is
+    /// returned when all are done.
+    pub(super) fn destroy(
         &mut self,
-        pod: PodId,
-        sockets: &[SocketKey],
-    ) -> io::Result<Destroyed> {
-        match self.pods.get_mut(&pod) {
-            Some(netlink) => destroy(netlink, sockets),
-            None => Ok(Destroyed { destroyed: 0, gone: sockets.len() }),
+        sockets: &BTreeMap<Holder, Vec<SocketKey>>,
+    ) -> Result<(), (Holder, io::Error)> {
+        if sockets.contains_key(&Holder::Proxy) && !self.knows(Holder::Proxy) {
+            let netlink = Netlink::sock_diag().map_err(|error| (Holder::Proxy, error))?;
+            self.namespaces.insert(Holder::Proxy, netlink);
         }
-    }
-
-    /// Destroys TCP sockets in the agent's own namespace: the proxy's.
-    pub(super) fn destroy_here(&mut self, sockets: &[SocketKey]) -> io::Result<Destroyed> {
-        if self.own.is_none() {
-            self.own = Some(Netlink::sock_diag()?);
-        }
-        match &mut self.own {
-            Some(netlink) => destroy(netlink, sockets),
-            None => Ok(Destroyed::default()),
-        }
+        let work: Vec<_> = self
+            .namespaces
+            .iter_mut()
+            .filter_map(|(holder, netlink)| Some((*holder, netlink, sockets.get(holder)?)))
+            .collect();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(work.len());
+        let work = Mutex::new(work);
+        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let serve = || {
+            let mut first = Ok(());
+            while let Some((holder, netlink, sockets)) = next() {
+                first = first.and(destroy(netlink, sockets).map_err(|error| (holder, error)));
+            }
+            first
+        };
+        std::thread::scope(|scope| {
+            let serving: Vec<_> = (0..threads).map(|_| scope.spawn(serve)).collect();
+            serving.into_iter().fold(Ok(()), |first, thread| {
+                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                first.and(result)
+            })
+        })
     }
 }
 
-fn destroy(netlink: &mut Netlink, sockets: &[SocketKey]) -> io::Result<Destroyed> {
-    let mut result = Destroyed::default();
+fn destroy(netlink: &mut Netlink, sockets: &[SocketKey]) -> io::Result<()> {
     for sockets in sockets.chunks(BATCH) {
         let bodies: Vec<[u8; 56]> = sockets.iter().map(request).collect();
         let requests: Vec<Request<'_>> =
             bodies.iter().map(|body| Request { kind: DESTROY, body }).collect();
         for answer in netlink.execute(&requests)? {
             match answer {
-                Ok(()) => result.destroyed += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => result.gone += 1,
-                Err(error) => return Err(error),
+                // It is gone already.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
             }
         }
     }
-    Ok(result)
+    Ok(())
 }
 
 /// A `struct inet_diag_req_v2` that names one TCP socket.

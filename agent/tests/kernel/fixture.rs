@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use weft_agent::kernel::{Kernel, Options, cgroups};
 use weft_common::{
-    ADDRESS_LOCAL, Address, AddressEntry, Decision, POD_ACCELERATE, POD_ENROLLED, Pod, PolicyEntry,
-    PortKey, Reason,
+    ADDRESS_LOCAL, ADDRESS_MESHED, Address, AddressEntry, Decision, POD_ACCELERATE, POD_ENROLLED,
+    Pod, PolicyEntry, PortKey, Reason,
 };
 use weft_model::compile::{LocalPod, Tables};
 use weft_model::mesh::Name;
@@ -100,7 +100,12 @@ pub fn tables(pods: Vec<LocalPod>, subject: u32, allow: bool) -> Tables {
     for pod in pods {
         tables.addresses.insert(
             (128, Address::from_v4(pod.entry.v4)),
-            AddressEntry { class: 100, flags: ADDRESS_LOCAL, pod: pod.id, plain: 0 },
+            AddressEntry {
+                class: 100,
+                flags: ADDRESS_LOCAL | ADDRESS_MESHED,
+                pod: pod.id,
+                plain: 0,
+            },
         );
         tables.pods.insert(name(pod.id), pod);
     }

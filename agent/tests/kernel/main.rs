@@ -4,5 +4,7 @@
 //! a panic.
 
 mod adoption;
+mod connections;
 mod fixture;
+mod node;
 mod tables;

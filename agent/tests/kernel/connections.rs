@@ -1,0 +1,148 @@
+use std::time::{Duration, Instant};
+
+use weft_agent::kernel::Kernel;
+use weft_common::{CONNECTION_CUT, Counter, FlowKind, Path, Reason};
+
+use crate::node::Node;
+
+const PORT: u16 = 7000;
+
+#[test]
+fn forbidden_connections_are_cut_and_others_go_on() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    const COUNT: usize = 10_000;
+    let mut node = Node::new();
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let mut server = node
+        .server
+        .tool("serve")
+        .unwrap()
+        .args(["--mode", "stall", "--quiet", "--tcp", &PORT.to_string()])
+        .spawn()
+        .unwrap();
+    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    let mut client = node
+        .client
+        .tool("hold")
+        .unwrap()
+        .args([&node.server.v4(PORT).to_string(), "--count", &COUNT.to_string()])
+        .spawn()
+        .unwrap();
+    let holding = client.await_event(Duration::from_secs(60), "holding").unwrap();
+    assert_eq!(holding["held"], COUNT, "{holding}");
+    assert_eq!(node.kernel.list_connections().unwrap().len(), COUNT);
+
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let start = Instant::now();
+    assert_eq!(node.kernel.cut_forbidden().unwrap(), vec![], "all are still allowed");
+    println!("judging {COUNT} connections took {:?}", start.elapsed());
+    assert_eq!(node.kernel.list_connections().unwrap().len(), COUNT);
+
+    node.kernel.prepare_to_cut().unwrap();
+    let start = Instant::now();
+    node.kernel.apply(&node.tables(false)).unwrap();
+    let cut = node.kernel.cut_forbidden().unwrap();
+    println!("cutting {COUNT} connections took {:?}", start.elapsed());
+    assert_eq!(cut.len(), COUNT);
+    for one in &cut {
+        assert_eq!(one.connection.decision.reason, Reason::RuleDenies as u32);
+        assert_ne!(one.connection.flags & CONNECTION_CUT, 0);
+        assert_eq!(one.connection.origin.pod, Node::CLIENT);
+        assert_eq!(one.connection.server, Node::SERVER);
+    }
+    weft_tests::eventually("no record is left", || {
+        node.kernel.list_connections().unwrap().is_empty().then_some(())
+    })
+    .unwrap();
+    assert!(client.is_running() && server.is_running());
+    assert_eq!(node.kernel.cut_forbidden().unwrap(), vec![]);
+}
+
+#[test]
+fn a_process_with_a_cut_connection_is_told() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::new();
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let mut server =
+        node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
+    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    let mut probe = node
+        .client
+        .tool("probe")
+        .unwrap()
+        .args([&node.server.v4(PORT).to_string(), "--milliseconds", "60000"])
+        .spawn()
+        .unwrap();
+    probe.await_event(Duration::from_secs(10), "established").unwrap();
+    weft_tests::eventually("bytes move", || {
+        (node.kernel.counters().unwrap().get(Counter::Redirected) > 10).then_some(())
+    })
+    .unwrap();
+    node.kernel.apply(&node.tables(false)).unwrap();
+    node.kernel.cut_forbidden().unwrap();
+    let ended = probe.await_event(Duration::from_secs(5), "ended").unwrap();
+    assert!(ended["error"].is_object(), "{ended}");
+}
+
+#[tokio::test]
+async fn flows_are_reported() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::new();
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let mut flows = node.kernel.flow_events().unwrap();
+    let mut server =
+        node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
+    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
+    let mut events = Vec::new();
+    while !events.iter().any(|event: &weft_common::FlowEvent| event.kind == FlowKind::Close as u8) {
+        tokio::time::timeout(Duration::from_secs(5), flows.read(&mut events))
+            .await
+            .expect("events come without being waited for long")
+            .unwrap();
+    }
+    let open = &events[0];
+    assert_eq!(open.kind, FlowKind::Open as u8);
+    assert_eq!(open.path, Path::Direct as u8);
+    assert_eq!((open.source_pod, open.destination_pod), (Node::CLIENT, Node::SERVER));
+    assert_eq!(open.destination.port, u32::from(PORT));
+
+    node.kernel.apply(&node.tables(false)).unwrap();
+    node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
+    events.clear();
+    tokio::time::timeout(Duration::from_secs(5), flows.read(&mut events)).await.unwrap().unwrap();
+    assert_eq!(events[0].kind, FlowKind::Denied as u8);
+    assert_eq!(events[0].decision.rule, 1);
+}
+
+#[test]
+fn finds_the_interface_of_a_pod_and_hooks_it() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::new();
+    let mut waiting = node.server.spawn(["sleep", "60"]).unwrap();
+    let host = node.cluster.node("node-a").unwrap().namespace();
+    let find = || Kernel::interfaces_of(node.server.pod_cgroup()).unwrap();
+    assert!(find().is_empty(), "its interfaces lead to another namespace than this");
+    let found = host.enter(find).unwrap();
+    assert_eq!(found.len(), 1);
+    let interface = found[0];
+    // Its links are named by their indexes, and the index by this namespace.
+    let kernel = &mut node.kernel;
+    host.enter(|| kernel.attach_interface(interface, Node::SERVER).unwrap()).unwrap();
+    host.enter(|| kernel.attach_interface(interface, Node::SERVER).unwrap()).unwrap();
+    assert_eq!(kernel.attached_interfaces().get(&interface), Some(&Node::SERVER));
+    let shown = kernel.status().unwrap();
+    let shown = shown.programs.iter().find(|one| one.name == "pod_interface").unwrap();
+    assert_eq!(shown.attached_to, "1 interfaces");
+    kernel.detach_interface(interface).unwrap();
+    assert!(kernel.attached_interfaces().is_empty());
+    waiting.kill();
+}

@@ -1,0 +1,69 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use weft_agent::kernel::{Kernel, Options, cgroups};
+use weft_model::compile::{LocalPod, Tables};
+use weft_tests::{Cluster, Pod, PodSpec};
+
+use crate::fixture::{pod, tables};
+
+/// The subject of every pod for what reaches it.
+const SUBJECT: u32 = 40;
+
+/// A node with a client's and a server's pod, whose programs this process holds in the kernel.
+pub struct Node {
+    pub kernel: Kernel,
+    pub client: Arc<Pod>,
+    pub server: Arc<Pod>,
+    _pins: Pins,
+    pub cluster: Cluster,
+}
+
+/// Removed before the cluster, whose cgroup the programs are attached to.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _unused = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Node {
+    pub const CLIENT: u32 = 7;
+    pub const SERVER: u32 = 8;
+
+    pub fn new() -> Self {
+        let cluster = Cluster::builder()
+            .node("node-a")
+            .pod(PodSpec::new("test", "client", "node-a"))
+            .pod(PodSpec::new("test", "server", "node-a"))
+            .build()
+            .unwrap();
+        let (client, server) =
+            (cluster.pod("test/client").unwrap(), cluster.pod("test/server").unwrap());
+        let pins = Pins(PathBuf::from("/sys/fs/bpf").join(cluster.name()).join("kernel"));
+        // The driver's default; pods are one or two levels below.
+        let root = cluster.node("node-a").unwrap().branch().join("kubepods.slice");
+        let mut options = Options::new(&pins.0, &root);
+        options.settings.connections_per_pod = 100_000;
+        let mut kernel = Kernel::open(options).unwrap_or_else(|error| panic!("{error}"));
+        for found in cgroups::find_pods(&root).unwrap() {
+            let id = if *found.uid == *client.uid() { Self::CLIENT } else { Self::SERVER };
+            kernel.bind_cgroup(found.id, id).unwrap();
+        }
+        assert_eq!(kernel.bound_cgroups().len(), 2);
+        Self { kernel, client, server, _pins: pins, cluster }
+    }
+
+    /// Everyone may reach the pods, or nobody.
+    pub fn tables(&self, allow: bool) -> Tables {
+        let local = |id, one: &Pod| -> LocalPod {
+            pod(id, one.uid(), &one.addresses().ipv4.to_string(), SUBJECT)
+        };
+        tables(
+            vec![local(Self::CLIENT, &self.client), local(Self::SERVER, &self.server)],
+            SUBJECT,
+            allow,
+        )
+    }
+}
