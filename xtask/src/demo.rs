@@ -7,6 +7,7 @@ mod shop;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -157,10 +158,21 @@ fn serve(cluster: &Cluster, shop: &Shop, plan: &Plan) -> Result<Vec<Process>> {
 
 /// Runs all connections, and gathers what is seen of them.
 fn traffic(cluster: &Cluster, mesh: &Mesh, plan: &Plan) -> Result<Vec<Seen>> {
-    let mut answers = Vec::new();
-    for expected in &plan.expectations {
-        answers.push(ask(cluster, expected)?);
-    }
+    // All at once, as in a shop: a refusal that the client has to wait for delays no other.
+    let answers: Vec<_> = thread::scope(|scope| {
+        let asking: Vec<_> = plan
+            .expectations
+            .iter()
+            .map(|expected| scope.spawn(move || ask(cluster, expected)))
+            .collect();
+        asking
+            .into_iter()
+            .map(|answer| match answer.join() {
+                Ok(answer) => answer,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect::<Result<_>>()
+    })?;
     let deadline = Instant::now() + FLOWS_WITHIN;
     loop {
         let flows = Flows::read(mesh)?;
