@@ -117,8 +117,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let proxy_listener =
         bind(&proxy_socket(&config.run_dir), Allowed { uid: config.proxy_user }).await?;
-    let observer_listener =
-        bind(&observer_socket(&config.run_dir), Allowed { uid: None }).await?;
+    let observer_listener = bind(&observer_socket(&config.run_dir), Allowed { uid: None }).await?;
 
     let mut reconciler = Reconciler::new(
         config.node.clone(),

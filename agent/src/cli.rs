@@ -127,9 +127,7 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// Whoever read our output (`head`) has seen enough.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn version(args: &VersionArgs) -> anyhow::Result<ExitCode> {

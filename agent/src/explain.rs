@@ -157,11 +157,8 @@ fn destinations(
     port: u16,
     protocol: Protocol,
 ) -> Result<Vec<(Party, u16)>, ExplainError> {
-    let unknown = || ExplainError::Unknown {
-        field: "to",
-        text: text.to_owned(),
-        or_service: " or service",
-    };
+    let unknown =
+        || ExplainError::Unknown { field: "to", text: text.to_owned(), or_service: " or service" };
     if let Some(name) = text.strip_prefix("service:") {
         let name = find(mesh.services.keys(), "to", name)?.ok_or_else(unknown)?;
         let service = mesh.services.get(&name).ok_or_else(unknown)?;
@@ -175,9 +172,10 @@ fn destinations(
         return backends(mesh, service, port, protocol);
     }
     let address = text.parse::<IpAddr>().map_err(|_| unknown())?.to_canonical();
-    let dialled = mesh.services.values().find(|service| {
-        service.addresses.iter().any(|own| own.to_canonical() == address)
-    });
+    let dialled = mesh
+        .services
+        .values()
+        .find(|service| service.addresses.iter().any(|own| own.to_canonical() == address));
     match dialled {
         Some(service) => backends(mesh, service, port, protocol),
         None => Ok(vec![(Party::Address(address), port)]),

@@ -6,6 +6,8 @@ mod filter;
 mod ring;
 
 #[cfg(test)]
+pub(crate) mod test_support;
+#[cfg(test)]
 mod tests;
 
 pub use enrich::{Enricher, path_text, reason_text, rule};

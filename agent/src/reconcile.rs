@@ -181,8 +181,7 @@ impl Reconciler {
 
     /// Pods that an earlier agent has bound keep their ids: their connections name them.
     fn adopt_pods(&mut self) {
-        let adopted =
-            self.bindings.pods(&self.view.mesh, &self.node, self.kernel.bound_cgroups());
+        let adopted = self.bindings.pods(&self.view.mesh, &self.node, self.kernel.bound_cgroups());
         for (pod, id) in adopted {
             self.compiler.adopt_pod(pod.name.clone(), pod.uid.clone(), id);
         }
@@ -210,17 +209,29 @@ impl Reconciler {
     fn reconcile(&mut self) {
         let started = Instant::now();
         let mesh = self.view.mesh.clone();
+        if self.problems.apply.is_none()
+            && self.outputs.snapshots.current().is_some_and(|current| current.mesh == mesh)
+        {
+            // Only what is to be said about the manifests has changed.
+            return;
+        }
         let tables = Arc::new(self.compiler.compile(&mesh, &self.node));
         let compiled = started.elapsed();
         self.outputs.snapshots.announce(&mesh, &tables);
 
         let settings = node_settings(&self.settings, &mesh, &self.node);
-        let applied = if settings == self.settings {
+        let same_settings = settings == self.settings;
+        if same_settings && self.problems.apply.is_none() && self.tables.as_ref() == Some(&tables) {
+            let generation = self.kernel.config().generation;
+            self.publish(mesh, tables, generation);
+            return;
+        }
+        let configured = if same_settings {
             Ok(())
         } else {
             self.kernel.configure(settings.clone()).map(|()| self.settings = settings)
         };
-        let applied = match applied.and_then(|()| self.kernel.apply(&tables)) {
+        let applied = match configured.and_then(|()| self.kernel.apply(&tables)) {
             Ok(applied) => applied,
             Err(error) => {
                 tracing::error!(%error, "the policy cannot be applied; the last good one stays");
@@ -361,9 +372,7 @@ impl Reconciler {
                 if self.kernel.attached_interfaces().get(&interface) == Some(&pod) {
                     continue;
                 }
-                self.kernel
-                    .attach_interface(interface, pod)
-                    .map_err(|error| error.to_string())?;
+                self.kernel.attach_interface(interface, pod).map_err(|error| error.to_string())?;
                 tracing::debug!(interface, pod, "hooked");
             }
             Ok(())
@@ -407,11 +416,7 @@ fn identities(mesh: &Mesh, node: &str) -> BTreeSet<SpiffeId> {
         .values()
         .filter(|pod| *pod.node == *node && mesh.is_enrolled(pod))
         .map(|pod| {
-            SpiffeId::new(
-                &mesh.settings.trust_domain,
-                &pod.name.namespace,
-                &pod.service_account,
-            )
+            SpiffeId::new(&mesh.settings.trust_domain, &pod.name.namespace, &pod.service_account)
         })
         .collect()
 }

@@ -92,11 +92,8 @@ impl Addresses {
 }
 
 fn pod_name(mesh: &Mesh, pod: &weft_model::mesh::Pod) -> PodName {
-    let identity = SpiffeId::new(
-        &mesh.settings.trust_domain,
-        &pod.name.namespace,
-        &pod.service_account,
-    );
+    let identity =
+        SpiffeId::new(&mesh.settings.trust_domain, &pod.name.namespace, &pod.service_account);
     PodName { name: pod.name.clone(), identity }
 }
 

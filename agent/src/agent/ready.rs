@@ -6,7 +6,8 @@ use anyhow::Context as _;
 
 use super::notify;
 
-/// The marker that a first policy is in force.
+/// The marker that a first policy is in force: the agent's process id and the generation. What an
+/// agent leaves that was killed is removed when the next begins.
 pub fn ready_file(run_dir: &Path) -> PathBuf {
     run_dir.join("ready")
 }
@@ -40,7 +41,7 @@ impl Ready {
         }
         // Under another name first: whoever sees it may read it.
         let early = self.path.with_extension("new");
-        let written = fs::write(&early, format!("{generation}\n"))
+        let written = fs::write(&early, format!("{} {generation}\n", std::process::id()))
             .and_then(|()| fs::rename(&early, &self.path));
         match written {
             Ok(()) => self.set = true,

@@ -47,13 +47,10 @@ type FlowsStream = Pin<Box<dyn Stream<Item = Result<FlowsResponse, Status>> + Se
 impl Observer for ObserverService {
     type FlowsStream = FlowsStream;
 
-    async fn flows(
-        &self,
-        request: Request<FlowsRequest>,
-    ) -> Result<Response<FlowsStream>, Status> {
+    async fn flows(&self, request: Request<FlowsRequest>) -> Result<Response<FlowsStream>, Status> {
         let request = request.into_inner();
-        let filter = Filter::new(&request)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let filter =
+            Filter::new(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(BATCH);
         let reader = Reader {
             ring: self.flows.clone(),
@@ -160,8 +157,7 @@ impl Reader {
                 if found.len() == count {
                     break;
                 }
-                if self.filter.may_match(event)
-                    && self.filter.matches(&self.enricher.enrich(event))
+                if self.filter.may_match(event) && self.filter.matches(&self.enricher.enrich(event))
                 {
                     found.push(*event);
                 }

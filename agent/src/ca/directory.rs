@@ -79,8 +79,7 @@ fn check_certificate(
     key: &KeyPair,
     trust_domain: &str,
 ) -> Result<(), CaError> {
-    let malformed =
-        |reason: String| CaError::Malformed { path: path.to_owned(), reason };
+    let malformed = |reason: String| CaError::Malformed { path: path.to_owned(), reason };
     let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
         .map_err(|error| malformed(format!("no certificate in PEM: {error}")))?;
     let certificate =

@@ -52,22 +52,20 @@ fn check(args: &CheckArgs) -> Vec<Finding> {
         Ok(path) => Finding::ok("cgroup v2", path.display().to_string()),
         Err(error) => Finding::missing("cgroup v2", error.to_string()),
     });
-    let pods = args.pods_cgroup.clone().map(Ok).or_else(|| {
-        hierarchy.ok().map(|hierarchy| super::agent::find_pods_cgroup(&hierarchy))
-    });
+    let pods = args
+        .pods_cgroup
+        .clone()
+        .map(Ok)
+        .or_else(|| hierarchy.ok().map(|hierarchy| super::agent::find_pods_cgroup(&hierarchy)));
     match pods {
         Some(Ok(pods)) if pods.is_dir() => {
             let count = cgroups::find_pods(&pods).map(|pods| pods.len()).unwrap_or_default();
-            findings.push(Finding::ok(
-                "pods' cgroups",
-                format!("{} ({count} pods)", pods.display()),
-            ));
+            findings
+                .push(Finding::ok("pods' cgroups", format!("{} ({count} pods)", pods.display())));
             findings.extend(hooks(&pods));
         }
-        Some(Ok(pods)) => findings.push(Finding::missing(
-            "pods' cgroups",
-            format!("{} is no directory", pods.display()),
-        )),
+        Some(Ok(pods)) => findings
+            .push(Finding::missing("pods' cgroups", format!("{} is no directory", pods.display()))),
         Some(Err(error)) => findings.push(Finding::missing("pods' cgroups", error.to_string())),
         None => {}
     }

@@ -42,9 +42,7 @@ pub(super) fn answer(status: tonic::Status) -> anyhow::Error {
 }
 
 /// Runs a command that waits for the agent.
-pub(super) fn block_on<T>(
-    future: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -36,9 +36,8 @@ impl LogArgs {
         let level = self.level.as_deref().unwrap_or(default_level);
         let filter = EnvFilter::try_new(level)
             .with_context(|| format!("--log: {level:?} is no level or list of levels"))?;
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr);
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let colour = super::output::colours(&std::io::stderr());
         let started = match self.log_format {
             LogFormat::Text => builder.with_ansi(colour).try_init(),

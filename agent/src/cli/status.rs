@@ -1,27 +1,42 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use weft_proto::v1::{StatusRequest, StatusResponse};
 
-use super::client::{ClientArgs, answer, block_on};
-use super::output::{Paint, TableOrJson, lines, print, table, timestamp};
 use super::EXIT_FOUND_WRONG;
+use super::client::{ClientArgs, answer, block_on};
+use super::duration;
+use super::output::{Paint, TableOrJson, lines, print, table, timestamp};
+
+/// Between questions, while waiting.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     client: ClientArgs,
+    /// Wait this long for the agent to have applied a policy
+    #[arg(long, value_parser = duration::parse, value_name = "TIME")]
+    wait: Option<Duration>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: TableOrJson,
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let deadline = args.wait.map(|wait| Instant::now() + wait);
     let status = block_on(async {
-        let mut agent = args.client.observer().await?;
-        Ok(agent.status(StatusRequest {}).await.map_err(answer)?.into_inner())
+        loop {
+            let status = ask(args).await;
+            let ready = status.as_ref().is_ok_and(|status| status.applied > 0);
+            if ready || deadline.is_none_or(|deadline| deadline <= Instant::now()) {
+                return status;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     })?;
     match args.output {
         TableOrJson::Table => print(text(&status, Paint::stdout()))?,
@@ -32,6 +47,11 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::from(EXIT_FOUND_WRONG)
     })
+}
+
+async fn ask(args: &StatusArgs) -> anyhow::Result<StatusResponse> {
+    let mut agent = args.client.observer().await?;
+    Ok(agent.status(StatusRequest {}).await.map_err(answer)?.into_inner())
 }
 
 /// For programs.

@@ -61,19 +61,15 @@ struct FindingJson {
 impl Report {
     pub(super) fn new(tree: &Tree) -> Self {
         let findings = tree.manifests().findings();
-        let count = |severity| {
-            findings.iter().filter(|finding| finding.severity == severity).count()
-        };
+        let count =
+            |severity| findings.iter().filter(|finding| finding.severity == severity).count();
         Self {
             files: tree.manifests().paths().count(),
             documents: tree.manifests().documents(),
             errors: count(Severity::Error),
             warnings: count(Severity::Warning),
             findings: findings.iter().map(FindingJson::from).collect(),
-            lines: findings
-                .iter()
-                .map(|finding| (finding.severity, finding.to_string()))
-                .collect(),
+            lines: findings.iter().map(|finding| (finding.severity, finding.to_string())).collect(),
         }
     }
 

@@ -60,10 +60,7 @@ impl Enricher {
                 reached,
             )),
             dialled: if unchanged { String::new() } else { dialled.to_string() },
-            service: addresses
-                .service(dialled.ip())
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            service: addresses.service(dialled.ip()).map(ToString::to_string).unwrap_or_default(),
             reason: reason_text(event.decision.reason).to_owned(),
             rule: self.snapshots.rule(event.decision.rule).map(|origin| rule(&origin)),
             bytes_out: event.bytes_out,
@@ -71,8 +68,7 @@ impl Enricher {
             duration: event.duration,
             accelerated: event.flags & FLOW_ACCELERATED != 0,
             node: self.node.to_string(),
-            direction: if event.flags & FLOW_EGRESS != 0 { "egress" } else { "ingress" }
-                .to_owned(),
+            direction: if event.flags & FLOW_EGRESS != 0 { "egress" } else { "ingress" }.to_owned(),
         }
     }
 
@@ -94,17 +90,13 @@ impl Enricher {
 
     fn peer(&self, addresses: &Addresses, end: Endpoint, pod: PodId, proven: bool) -> Peer {
         let socket = socket(end);
-        let by_id: Option<Arc<PodName>> =
-            if pod == 0 { None } else { self.snapshots.pod(pod) };
+        let by_id: Option<Arc<PodName>> = if pod == 0 { None } else { self.snapshots.pod(pod) };
         let named = by_id.or_else(|| addresses.pod(socket.ip()).cloned());
         let node = || addresses.node(socket.ip()).map(|node| format!("node:{node}"));
         Peer {
             address: socket.ip().to_string(),
             port: end.port,
-            namespace: named
-                .as_ref()
-                .map(|pod| pod.name.namespace.to_string())
-                .unwrap_or_default(),
+            namespace: named.as_ref().map(|pod| pod.name.namespace.to_string()).unwrap_or_default(),
             pod: named
                 .as_ref()
                 .map(|pod| pod.name.name.to_string())

@@ -39,7 +39,12 @@ impl Filter {
             from: Pattern::new(&request.from),
             to: Pattern::new(&request.to),
             namespace: Some(request.namespace.clone()).filter(|value| !value.is_empty()),
-            verdict: one_of("verdict", &request.verdict, &["allowed", "denied"], "allowed, denied")?,
+            verdict: one_of(
+                "verdict",
+                &request.verdict,
+                &["allowed", "denied"],
+                "allowed, denied",
+            )?,
             path: one_of(
                 "path",
                 &request.path,

@@ -45,8 +45,7 @@ impl FlowRing {
         let next = {
             let mut kept = self.events();
             let skipped = events.len().saturating_sub(self.capacity);
-            let surplus =
-                (kept.ring.len() + events.len() - skipped).saturating_sub(self.capacity);
+            let surplus = (kept.ring.len() + events.len() - skipped).saturating_sub(self.capacity);
             kept.ring.drain(..surplus);
             kept.ring.extend(events.iter().skip(skipped));
             kept.next += events.len() as u64;

@@ -78,11 +78,7 @@ impl Bindings {
     }
 
     /// What is to be done, where `bound` is what the kernel knows.
-    pub(super) fn changes(
-        &self,
-        tables: &Tables,
-        bound: &BTreeMap<CgroupId, PodId>,
-    ) -> Changes {
+    pub(super) fn changes(&self, tables: &Tables, bound: &BTreeMap<CgroupId, PodId>) -> Changes {
         let wanted = self.wanted(tables);
         Changes {
             bind: wanted
@@ -101,8 +97,7 @@ impl Bindings {
 
     /// Pods of the tables that have no cgroup (yet).
     pub(super) fn pending<'a>(&self, tables: &'a Tables) -> Vec<&'a Name> {
-        let known: BTreeSet<&Arc<str>> =
-            self.cgroups.values().map(|cgroup| &cgroup.uid).collect();
+        let known: BTreeSet<&Arc<str>> = self.cgroups.values().map(|cgroup| &cgroup.uid).collect();
         tables
             .pods
             .iter()

@@ -73,8 +73,7 @@ impl Interfaces {
             look.under_way = true;
             let (pod, cgroup, found) = (*pod, look.cgroup.clone(), self.found.clone());
             tokio::task::spawn_blocking(move || {
-                let interfaces =
-                    Kernel::interfaces_of(&cgroup).map_err(|error| error.to_string());
+                let interfaces = Kernel::interfaces_of(&cgroup).map_err(|error| error.to_string());
                 // Nobody listens any more when the agent stops.
                 let _stopped = found.send(Found { pod, interfaces });
             });

@@ -283,9 +283,8 @@ impl FindingsLog {
                 Severity::Note => tracing::debug!(target: "weft::manifests", "{finding}"),
             }
         }
-        let gone = |finding: &&Finding| {
-            finding.severity == Severity::Error && !findings.contains(finding)
-        };
+        let gone =
+            |finding: &&Finding| finding.severity == Severity::Error && !findings.contains(finding);
         for finding in self.last.iter().filter(gone) {
             tracing::info!(target: "weft::manifests", "no longer: {finding}");
         }

@@ -63,12 +63,7 @@ pub struct Tree {
 impl Tree {
     /// Below `roots`; nothing has been read yet.
     pub fn new(roots: Vec<PathBuf>, settings: Settings) -> Self {
-        Self {
-            roots,
-            settings,
-            read: BTreeMap::new(),
-            manifests: Manifests::default(),
-        }
+        Self { roots, settings, read: BTreeMap::new(), manifests: Manifests::default() }
     }
 
     /// The mesh that the documents in force say.
@@ -121,8 +116,8 @@ impl Tree {
             return self.unreadable(path, &format!("is larger than {} MiB", LARGEST >> 20));
         }
         let mut content = Vec::new();
-        let opened = fs::File::open(path)
-            .and_then(|file| file.take(LARGEST).read_to_end(&mut content));
+        let opened =
+            fs::File::open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut content));
         if let Err(error) = opened {
             return self.unreadable(path, &error.to_string());
         }
@@ -184,8 +179,7 @@ impl Tree {
                 Ok(listed) => listed,
                 // Gone since its parent was listed.
                 Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        && !self.roots.contains(&folder) =>
+                    if error.kind() == io::ErrorKind::NotFound && !self.roots.contains(&folder) =>
                 {
                     continue;
                 }
@@ -205,9 +199,7 @@ impl Tree {
                         found.insert(path);
                     }
                     // What cannot be looked at is not gone: reading it will say why.
-                    Err(error)
-                        if error.kind() != io::ErrorKind::NotFound && is_manifest(&path) =>
-                    {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound && is_manifest(&path) => {
                         found.insert(path);
                     }
                     _ => {}
