@@ -23,7 +23,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use self::finding::{Document, Finding, Severity};
-pub use self::path::{Path, Segment};
 use self::reading::Source;
 use crate::mesh::Settings;
 

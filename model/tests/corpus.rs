@@ -192,3 +192,21 @@ fn the_whole_corpus_makes_one_mesh() {
     assert!(mesh.peer_authentication.len() >= 6, "{:?}", mesh.peer_authentication.keys());
     assert_eq!(mesh.policies.len(), 1);
 }
+
+#[test]
+fn the_examples_are_without_fault() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bookshop");
+    let mut documents = Vec::new();
+    for file in fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.ends_with(".yaml") && name != "expectations.yaml" {
+            let text = fs::read_to_string(&path).unwrap();
+            documents.extend(read_yaml(&Settings::default(), &name, &text));
+        }
+    }
+    assert!(documents.len() > 20, "only {} documents", documents.len());
+    for finding in documents.iter().flat_map(|document| &document.findings) {
+        assert_eq!(finding.severity, Severity::Note, "{finding}");
+    }
+}

@@ -58,7 +58,8 @@ impl fmt::Display for Finding {
 /// What was read from one object of a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
-    /// Which object it is, where the document says so much.
+    /// Which object it is. None where the document does not say so much: it may be about any
+    /// object that its file had before, so none of those may be taken for removed.
     pub object: Option<ObjectRef>,
     /// Where it begins, if it was read from a file.
     pub location: Option<Location>,
@@ -87,7 +88,8 @@ impl Document {
 impl Mesh {
     /// Puts what a document says in the place of what its object said before. A document that is
     /// not in force leaves the object as it is; if the object says nothing yet, the document's
-    /// [`Document::deny_fallback`] takes its place. Returns whether the mesh was written to.
+    /// [`Document::deny_fallback`] takes its place (and stays until the object is in force, or is
+    /// removed). Returns whether the mesh was written to.
     pub fn insert_document(&mut self, document: &Document) -> bool {
         let Some(object) = &document.object else { return false };
         if document.is_in_force() {

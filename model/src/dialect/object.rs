@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::finding::{Document, Severity};
+use super::finding::{Document, Finding, Severity};
 use super::kinds::{self, Kind, Unread};
 use super::path::Path;
 use super::reading::{Reading, Source};
 use super::yaml::Problem;
 use super::{cilium, istio, kubernetes, selector};
-use crate::mesh::{Name, ObjectRef, Resource, Settings};
+use crate::mesh::{Location, Name, ObjectRef, Resource, Settings};
 
 /// Reads an object, or the objects of a list.
 pub(super) fn read_all(
@@ -21,15 +21,36 @@ pub(super) fn read_all(
     documents: &mut Vec<Document>,
 ) {
     let items = value.get("items").and_then(Value::as_array);
-    match (items, source) {
-        (Some(items), Source::File(file, lines)) if is_list(value) && problems.is_empty() => {
-            let at = Path::ROOT.field("items");
-            for (index, item) in items.iter().enumerate() {
-                let Some(lines) = lines.get(&at.index(index)) else { continue };
-                documents.push(read(settings, item, Source::File(file, lines), &[]));
-            }
-        }
-        _ => documents.push(read(settings, value, source, problems)),
+    let (Some(items), Source::File(file, lines), true) = (items, source, is_list(value)) else {
+        return documents.push(read(settings, value, source, problems));
+    };
+    let items_at = Path::ROOT.field("items");
+    for (index, item) in items.iter().enumerate() {
+        let at = items_at.index(index);
+        let Some(lines) = lines.get(&at) else { continue };
+        let own: Vec<_> = problems.iter().filter_map(|problem| problem.inside(&at)).collect();
+        documents.push(read(settings, item, Source::File(file, lines), &own));
+    }
+    let is_of_item = |problem: &Problem| {
+        (0..items.len()).any(|index| items_at.index(index).contains(&problem.path))
+    };
+    let findings: Vec<_> = problems
+        .iter()
+        .filter(|problem| problem.cut || !is_of_item(problem))
+        .map(|problem| Finding {
+            severity: Severity::Error,
+            object: None,
+            field: problem.path.to_string().into(),
+            reason: match problem.cut {
+                true => format!("{}; what follows in the list is not read", problem.reason),
+                false => problem.reason.clone(),
+            },
+            location: Some(Location { file: Arc::clone(file), line: problem.line }),
+        })
+        .collect();
+    if !findings.is_empty() {
+        let location = source.location(&Path::ROOT);
+        documents.push(Document { location, findings, ..Document::default() });
     }
 }
 

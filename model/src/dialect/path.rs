@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 /// Which field of a document: `spec.ingress[0].ports[1].endPort`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Path(Vec<Segment>);
+pub(super) struct Path(Vec<Segment>);
 
 /// A step of a [`Path`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Segment {
+pub(super) enum Segment {
     /// An entry of a map.
     Key(Arc<str>),
     /// An item of a list, counted from 0.
@@ -26,6 +26,11 @@ impl Path {
     /// Whether `self` is `other`, or holds it.
     pub fn contains(&self, other: &Self) -> bool {
         other.0.starts_with(&self.0)
+    }
+
+    /// The way from `other`, which holds this field.
+    pub fn relative_to(&self, other: &Self) -> Option<Self> {
+        Some(Self(self.0.strip_prefix(other.0.as_slice())?.to_vec()))
     }
 
     /// The field that holds this one.

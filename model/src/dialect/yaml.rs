@@ -37,6 +37,14 @@ pub(super) struct Problem {
     pub cut: bool,
 }
 
+impl Problem {
+    /// The problem as that of `item`, if it is in there.
+    pub fn inside(&self, item: &Path) -> Option<Self> {
+        let path = self.path.relative_to(item)?;
+        Some(Self { path, reason: self.reason.clone(), ..*self })
+    }
+}
+
 /// The line of a field and of what is in it. An entry of a map has the line of its key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lines {

@@ -61,9 +61,22 @@ pub(super) fn subject(
         );
         return None;
     }
-    let namespace = &reading.object.name.namespace;
+    let namespace = reading.object.name.namespace.clone();
     if !namespace.is_empty() {
-        let own = Selector::label(NAMESPACE_NAME_LABEL, namespace);
+        let own = Selector::label(NAMESPACE_NAME_LABEL, &namespace);
+        let requirements = &mut workloads.namespace.requirements;
+        let is_own_or_other = |requirement: &Requirement| {
+            own.requirements.contains(requirement) || &*requirement.key != NAMESPACE_NAME_LABEL
+        };
+        // Cilium does the same, and warns of it.
+        if !requirements.iter().all(is_own_or_other) {
+            requirements.retain(is_own_or_other);
+            reading.warning(
+                at,
+                "names a namespace other than the policy's own; that is ignored, for the policy \
+                 acts on its own namespace only",
+            );
+        }
         workloads.namespace.requirements.extend(own.requirements);
     }
     Some(workloads)

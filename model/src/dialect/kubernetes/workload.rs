@@ -81,7 +81,7 @@ pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
     let status = status.unwrap_or_default();
 
     if metadata.uid.as_deref().is_none_or(str::is_empty) {
-        reading.warning(
+        reading.note(
             &metadata_at.field("uid"),
             "missing: the pod's cgroup is found by its uid, so its processes are not recognised",
         );

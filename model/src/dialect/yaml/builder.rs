@@ -133,7 +133,6 @@ impl Builder {
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
-        let path = self.path();
         let Some(frame) = self.open.last_mut() else {
             self.root = Some(node);
             return Ok(());
@@ -146,20 +145,18 @@ impl Builder {
             Content::Map { entries, key, merged } => match key.take() {
                 None => *key = Some((key_text(node.value)?, node.lines.line)),
                 Some((name, _)) if name == "<<" => merged.push(node),
-                Some((name, line)) => {
-                    if let Some(first) = frame.lines.entries.get(&name) {
-                        let first = first.line;
-                        self.problems.push(Problem {
-                            line,
-                            path,
-                            reason: format!("is there twice, first on line {first}; remove one"),
-                            cut: false,
-                        });
-                        return Ok(());
+                Some((name, line)) => match frame.lines.entries.get(&name) {
+                    None => {
+                        frame.lines.entries.insert(name.clone(), Lines { line, ..node.lines });
+                        entries.insert(name, node.value);
                     }
-                    frame.lines.entries.insert(name.clone(), Lines { line, ..node.lines });
-                    entries.insert(name, node.value);
-                }
+                    Some(first) => {
+                        let first = first.line;
+                        let reason = format!("is there twice, first on line {first}; remove one");
+                        let path = self.path().field(&name);
+                        self.problems.push(Problem { line, path, reason, cut: false });
+                    }
+                },
             },
         }
         Ok(())
