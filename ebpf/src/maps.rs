@@ -58,6 +58,11 @@ pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
 #[btf_map]
 pub static SOCKET_SERVICES: SkStorage<Translations> = SkStorage::new();
 
+/// TCP connections without a record whose socket's last packet passed, and under which
+/// generation. A socket enters it anew with each packet, so what is lost is soon found.
+#[map]
+pub static ADMITTED: LruHashMap<ConnectionKey, u32> = LruHashMap::with_max_entries(16_384, 0);
+
 #[map]
 pub static DATAGRAMS: HashMap<DatagramKey, Datagram> = HashMap::with_max_entries(262_144, LAZY);
 #[map]

@@ -17,6 +17,7 @@ use crate::datagram;
 use crate::flow::{self, Flow};
 use crate::fragment;
 use crate::identity::{self, Caller};
+use crate::maps::ADMITTED;
 use crate::packet::{self, Packet, Part};
 use crate::tables;
 use crate::verdict::{self, Between};
@@ -74,6 +75,7 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
                 refresh(config, socket.cast::<c_void>());
                 return PASS;
             }
+            Record::Closes => return PASS,
             Record::Denies => {
                 tables::count(Counter::Denied);
                 return DROP;
@@ -92,7 +94,7 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
     let decision = if !read {
         Decision::because(Reason::Unsupported)
     } else if OUTBOUND {
-        outbound(&of, Sender::Socket)
+        outbound(&of, if tcp { Sender::Tcp } else { Sender::Other })
     } else {
         inbound(&of, listening)
     };
@@ -124,7 +126,9 @@ enum Record {
     /// There is none, or it does not speak of this packet.
     None = 0,
     Allows = 1,
-    Denies = 2,
+    /// The connection is being cut, but a packet without data may still close it.
+    Closes = 2,
+    Denies = 3,
 }
 
 #[inline(never)]
@@ -137,11 +141,12 @@ fn recorded(config: &Config, packet: &Packet) -> Record {
     {
         return Record::None;
     }
-    // What carries no data may still close a connection that is being cut.
-    if connection::allowed(config, record) || !(packet.is_syn() || packet.payload) {
+    if connection::allowed(config, record) {
         Record::Allows
-    } else {
+    } else if packet.is_syn() || packet.payload {
         Record::Denies
+    } else {
+        Record::Closes
     }
 }
 
@@ -182,8 +187,10 @@ pub struct PodPacket<'a> {
 /// What is known of who sends a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
-    /// A socket of the pod's, perhaps a raw one.
-    Socket,
+    /// A TCP socket of the kernel.
+    Tcp,
+    /// A socket of another kind, perhaps a raw one.
+    Other,
     /// It was seen on the pod's interface: the pod's kernel, or a frame that a process made.
     Frame,
 }
@@ -208,13 +215,23 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
     }
     let decision = if packet.protocol == TCP {
         match recorded(config, packet) {
-            Record::Allows => Decision::because(Reason::Related),
+            Record::Allows | Record::Closes => Decision::because(Reason::Related),
             Record::Denies => return Decision::because(Reason::NoRule),
             // Without data it can open nothing, and answers what has lost its record.
             Record::None if sender == Sender::Frame && !packet.is_syn() && !packet.payload => {
                 Decision::because(Reason::Related)
             }
-            Record::None => unrecorded(of, true),
+            Record::None if sender == Sender::Frame && was_admitted(of) => {
+                Decision::because(Reason::Established)
+            }
+            // Only the kernel's own sockets answer: what a process makes up begins something.
+            Record::None => {
+                let decision = unrecorded(of, sender == Sender::Tcp);
+                if decision.allows() && sender == Sender::Tcp {
+                    admit(of);
+                }
+                decision
+            }
         }
     } else {
         datagram::decide(of)
@@ -223,6 +240,23 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
         fragment::remember(of);
     }
     decision
+}
+
+/// A packet of a TCP socket without a record passes. Its frame comes to the pod's interface next,
+/// where its socket can no longer be seen.
+#[inline(never)]
+fn admit(of: &PodPacket) {
+    let (key, _) = of.packet.sender().connection();
+    let _ = ADMITTED.insert(key, of.config.generation, 0);
+}
+
+#[inline(never)]
+fn was_admitted(of: &PodPacket) -> bool {
+    let (key, _) = of.packet.sender().connection();
+    match unsafe { ADMITTED.get(key) } {
+        Some(generation) => *generation == of.config.generation,
+        None => false,
+    }
 }
 
 /// Decides about a packet that reaches a pod.
