@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -189,10 +189,11 @@ impl Cluster {
         self.save()
     }
 
-    /// Tells the mesh of a pod that was added [`PodSpec::unlisted`].
-    pub fn list_pod(&self, key: &str) -> Result<()> {
+    /// Tells the mesh of pods that were added [`PodSpec::unlisted`], by their keys.
+    pub fn list_pods(&self, keys: impl IntoIterator<Item = String>) -> Result<()> {
+        let keys: BTreeSet<_> = keys.into_iter().collect();
         for record in &mut self.state().pods {
-            if record.spec.key() == key {
+            if keys.contains(&record.spec.key()) {
                 record.spec.unlisted = false;
             }
         }

@@ -40,7 +40,7 @@ fn traffic_and_policy_outlive_the_agent() -> Result<()> {
     node.kill_agent();
     for _ in 0..20 {
         shop.expect_answer("shop/client", near)?;
-        shop.expect_denied("shop/client", far)?;
+        shop.expect_refused("shop/client", far)?;
     }
     ensure!(attached(&shop, "node-a")?.len() == before.len());
 
@@ -52,7 +52,7 @@ fn traffic_and_policy_outlive_the_agent() -> Result<()> {
     };
     ensure!(names(&after) == names(&before), "{before:?} became {after:?}");
     shop.expect_answer("shop/client", near)?;
-    shop.expect_denied("shop/client", far)?;
+    shop.expect_refused("shop/client", far)?;
 
     let written = now();
     shop.cluster.apply("more.yaml", &allow("client", "far"))?;

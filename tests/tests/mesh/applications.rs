@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_tests::Process;
+use weft_tests::{MeshOptions, PodSpec, Process};
 
-use crate::shop::{PORT, Shop, accepted, open};
+use crate::shop::{PORT, Shop, accepted, builder, open, open_with};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -69,36 +69,86 @@ fn a_writer_to_a_peer_that_never_reads_is_held_back() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn uncommon_uses_of_sockets_work() -> Result<()> {
-    const WAYS: [&str; 12] = [
-        "peek",
-        "fionread",
-        "half-close",
-        "linger",
-        "splice",
-        "sendfile",
-        "epoll",
-        "io-uring",
-        "low-water-mark",
-        "urgent",
-        "flags",
-        "timeout",
-    ];
-    let Some(shop) = open()? else { return Ok(()) };
-    let _servers = both(&shop, &["--quiet"])?;
+/// Uses of sockets that must work wherever the connection goes.
+const WAYS: [&str; 10] = [
+    "peek",
+    "fionread",
+    "half-close",
+    "linger",
+    "sendfile",
+    "epoll",
+    "io-uring",
+    "low-water-mark",
+    "urgent",
+    "timeout",
+];
+/// What the kernel does otherwise for sockets that it has joined below TCP (Linux 6.18,
+/// `net/ipv4/tcp_bpf.c`): splice(2) does not see redirected bytes, and MSG_WAITALL returns with
+/// what there is. Pods that need them turn acceleration off.
+const WITHOUT_ACCELERATION: [&str; 2] = ["splice", "flags"];
+
+/// Tries uses of sockets on every path; returns what went otherwise than TCP has it.
+fn try_ways(shop: &Shop, ways: &[&str]) -> Result<Vec<String>> {
+    let _servers = both(shop, &["--quiet"])?;
     let client = shop.cluster.pod("shop/client")?;
     let mut failures = Vec::new();
-    for (path, to) in targets(&shop)? {
-        for way in WAYS {
-            let output = client.tool("peculiar")?.args([way, &to.to_string()]).output()?;
+    for (path, to) in targets(shop)? {
+        for way in ways {
+            let output = client.tool("peculiar")?.args([way, &*to.to_string()]).output()?;
             let tried = output.json().pop();
             if !tried.as_ref().is_some_and(|tried| tried["error"].is_null()) {
                 failures.push(format!("{path} {to} {way}: {tried:?} {}", output.stderr));
             }
         }
     }
+    Ok(failures)
+}
+
+#[test]
+fn uncommon_uses_of_sockets_work() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let failures = try_ways(&shop, &WAYS)?;
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Where a pod has turned acceleration off, everything is as TCP has it.
+#[test]
+fn without_acceleration_every_use_of_sockets_works() -> Result<()> {
+    let options = MeshOptions::default().agent_argument("--acceleration").agent_argument("off");
+    let Some(shop) = open_with(builder(), &options, &[])? else { return Ok(()) };
+    let failures = try_ways(&shop, &[&WAYS[..], &WITHOUT_ACCELERATION].concat())?;
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn a_pod_may_turn_acceleration_off() -> Result<()> {
+    let pod = PodSpec::new("shop", "plain", "node-a").annotation("weft.dev/accelerate", "false");
+    let Some(shop) = open_with(builder().pod(pod), &MeshOptions::default(), &[])? else {
+        return Ok(());
+    };
+    let _servers = both(&shop, &["--quiet"])?;
+    let plain = shop.cluster.pod("shop/plain")?;
+    for (path, to) in targets(&shop)? {
+        for way in WITHOUT_ACCELERATION {
+            let output = plain.tool("peculiar")?.args([way, &*to.to_string()]).output()?;
+            let tried = output.json().pop().with_context(|| output.stderr.clone())?;
+            ensure!(tried["error"].is_null(), "{path} {to}: {tried}");
+        }
+    }
+    Ok(())
+}
+
+/// A client that has said all it has to say, and blocks in a read until the answer comes.
+#[test]
+fn a_client_that_has_half_closed_waits_for_its_answer() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let _servers = both(&shop, &["--mode", "late", "--quiet"])?;
+    for (path, to) in targets(&shop)? {
+        let outcome = shop.connect_with("shop/client", to, &["--send", "hello", "--read"])?;
+        ensure!(outcome["answer"] == "hello", "{path} {to}: {outcome}");
+    }
     Ok(())
 }
 

@@ -18,28 +18,31 @@ fn await_problem(shop: &Shop, text: &str) -> Result<Vec<String>> {
     found.with_context(|| shop.logs())
 }
 
-/// Each is wrong in a way of its own; what is said must name the file and the line.
+/// Each is wrong in a way of its own; what is said must name the file and the line. A policy
+/// of which something cannot be read allows nothing to the pods that it may act on; those here
+/// act on `far`, or on a namespace without pods.
 const WRONG: [(&str, &str, &str); 5] = [
     ("broken.yaml", "broken.yaml:", "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n"),
     (
         "operator.yaml",
         "operator.yaml:10:",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: operator\n  \
-         namespace: shop\nspec:\n  podSelector:\n    matchExpressions:\n    - key: app\n      \
+         namespace: elsewhere\nspec:\n  podSelector:\n    matchExpressions:\n    - key: app\n      \
          operator: Near\n      values: [near]\n",
     ),
     (
         "port.yaml",
         "port.yaml:10:",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: port\n  \
-         namespace: shop\nspec:\n  podSelector: {}\n  ingress:\n  - ports:\n    - port: 70000\n",
+         namespace: shop\nspec:\n  podSelector: {matchLabels: {app: far}}\n  ingress:\n  - ports:\n    - \
+         port: 70000\n",
     ),
     (
         "cidr.yaml",
         "cidr.yaml:",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: cidr\n  \
-         namespace: shop\nspec:\n  podSelector: {}\n  ingress:\n  - from:\n    - ipBlock:\n        \
-         cidr: 10.0.0.0/33\n",
+         namespace: shop\nspec:\n  podSelector: {matchLabels: {app: far}}\n  ingress:\n  - from:\n    \
+         - ipBlock:\n        cidr: 10.0.0.0/33\n",
     ),
     (
         "type.yaml",

@@ -106,15 +106,33 @@ impl Shop {
         Ok(outcome)
     }
 
-    /// Repeats until a connection ends as is wanted: with `EPERM`, or with an answer. Returns
-    /// when the attempt that did was over, in microseconds since the Unix epoch.
+    /// Connects to a pod whose ingress policy forbids it. Where that pod is on another node, that
+    /// node judges, and resets what the proxies have opened by then.
+    pub fn expect_refused(&self, from: &str, to: SocketAddr) -> Result<Value> {
+        let outcome = self.connect(from, to)?;
+        let refused = self.is_refusal(from, to, &outcome)?;
+        ensure!(refused, "{from} to {to}: {outcome}\n{}", self.logs());
+        Ok(outcome)
+    }
+
+    fn is_refusal(&self, from: &str, to: SocketAddr, outcome: &Value) -> Result<bool> {
+        let pods = self.cluster.pods();
+        let target = pods.iter().find(|pod| pod.addresses().both().contains(&to.ip()));
+        let here = self.cluster.pod(from)?.node().to_owned();
+        let remote = target.is_some_and(|target| target.node() != here);
+        let cut = outcome["event"] == "connected" && !outcome["error"].is_null();
+        Ok(outcome["error"]["name"] == "EPERM" || (remote && cut))
+    }
+
+    /// Repeats until a connection ends as is wanted: refused, or with an answer. Returns when
+    /// the attempt that did was over, in microseconds since the Unix epoch.
     pub fn await_verdict(&self, from: &str, to: SocketAddr, allowed: bool) -> Result<u64> {
         let what = format!("{from} to {to} to be {}", if allowed { "allowed" } else { "denied" });
         eventually(&what, || {
             let outcome = self.connect(from, to).ok()?;
             let seen = match allowed {
                 true => outcome["answer"] == "hello",
-                false => outcome["error"]["name"] == "EPERM",
+                false => self.is_refusal(from, to, &outcome).ok()?,
             };
             if seen { outcome["at"].as_u64() } else { None }
         })

@@ -44,6 +44,7 @@ pub fn send_words(to: SocketAddr, bytes: u64) -> Result<()> {
     let mut stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
     let mut random = Random(to.port().into());
     let words = bytes / 8;
+    stream.write_all(&words.to_le_bytes())?;
     let (mut next, mut buffer) = (0, Vec::new());
     while next < words {
         let count = (1 + random.below(8192)).min(words - next);
@@ -55,23 +56,25 @@ pub fn send_words(to: SocketAddr, bytes: u64) -> Result<()> {
         stream.write_all(&buffer[cut..])?;
         next += count;
     }
-    stream.shutdown(std::net::Shutdown::Write)?;
     // The server closes when it has read all.
-    let left = stream.read(&mut [0; 1])?;
-    report(json!({ "event": "sent", "words": words, "answered": left }));
+    let answered = stream.read(&mut [0; 1])?;
+    report(json!({ "event": "sent", "words": words, "answered": answered }));
     Ok(())
 }
 
-/// Reads words until the end and checks that they count up; stalls now and then.
+/// Reads how many words there are, and checks that they count up; stalls now and then.
 pub fn check_words(mut stream: &TcpStream, stall: Duration) -> io::Result<(u64, bool)> {
     let mut random = Random(7);
+    let mut count = [0; 8];
+    stream.read_exact(&mut count)?;
+    let count = u64::from_le_bytes(count);
     let mut buffer = vec![0; 1 << 18];
     let (mut next, mut filled, mut in_order) = (0_u64, 0, true);
     let (mut since, mut until_stall) = (0, 1 << 20);
-    loop {
+    while next < count {
         let read = stream.read(&mut buffer[filled..])?;
         if read == 0 {
-            return Ok((next, in_order && filled == 0));
+            break;
         }
         filled += read;
         let whole = filled / 8 * 8;
@@ -88,6 +91,7 @@ pub fn check_words(mut stream: &TcpStream, stall: Duration) -> io::Result<(u64, 
             (since, until_stall) = (0, random.below(16 << 20));
         }
     }
+    Ok((next, in_order && filled == 0))
 }
 
 /// Writes until the peer's window is shut.

@@ -14,10 +14,10 @@ use crate::report::{errno, now, report};
 pub struct Options {
     /// Where to, one after the other.
     to: Vec<SocketAddr>,
-    /// Sends this, and reads the answer.
+    /// Sends this, and reads as much.
     #[arg(long)]
     send: Option<String>,
-    /// Reads what the server says to the end.
+    /// Shuts down its writing, and reads to the end.
     #[arg(long)]
     read: bool,
     /// Dials IPv4 by an IPv6 socket, as Java and Go do.
@@ -107,16 +107,21 @@ fn dial(options: &Options, to: SocketAddr, limit: Duration) -> io::Result<TcpStr
 fn talk(options: &Options, stream: &TcpStream, limit: Duration) -> io::Result<Option<String>> {
     let (mut reader, mut writer) = (stream, stream);
     stream.set_read_timeout(Some(limit))?;
+    let mut answer = Vec::new();
     if let Some(text) = &options.send {
         writer.write_all(text.as_bytes())?;
+        if !options.read {
+            // An echo; the connection stays open for writing, as most clients leave it.
+            answer.resize(text.len(), 0);
+            reader.read_exact(&mut answer)?;
+        }
+    }
+    if options.read {
         stream.shutdown(Shutdown::Write)?;
+        reader.read_to_end(&mut answer)?;
     }
-    if options.send.is_none() && !options.read {
-        return Ok(None);
-    }
-    let mut answer = Vec::new();
-    reader.read_to_end(&mut answer)?;
-    Ok(Some(String::from_utf8_lossy(&answer).into_owned()))
+    let talked = options.send.is_some() || options.read;
+    Ok(talked.then(|| String::from_utf8_lossy(&answer).into_owned()))
 }
 
 /// An IPv4 address as an IPv6 socket has it (RFC 4291, 2.5.5.2).

@@ -33,7 +33,6 @@ pub fn probe(options: &Options) -> Result<()> {
     let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_millis(options.patience_milliseconds)))?;
-    report(json!({ "event": "established", "at": now() }));
     let mut counts = Counts::default();
     let result = talk(options, &stream, &mut counts);
     report(json!({
@@ -65,6 +64,9 @@ fn talk(options: &Options, mut stream: &TcpStream, counts: &mut Counts) -> io::R
         stream.read_exact(&mut answer)?;
         if answer != message {
             return Err(io::Error::other("another message than the one sent came back"));
+        }
+        if counts.messages == 0 {
+            report(json!({ "event": "established", "at": now() }));
         }
         counts.messages += 1;
         counts.longest = counts.longest.max(sent.elapsed());

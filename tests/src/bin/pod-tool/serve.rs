@@ -47,6 +47,8 @@ pub enum Mode {
     Sink,
     /// Reads numbered words and checks them, stalling now and then.
     Words,
+    /// Reads to the end, and sends it all back a while later.
+    Late,
     /// Never reads.
     Stall,
     /// The other end of `exchange`.
@@ -169,6 +171,13 @@ fn handle(stream: TcpStream, peer: SocketAddr, mode: Mode, stall: Duration) -> i
             (&stream).write_all(text.to_string().as_bytes())?;
             stream.shutdown(Shutdown::Write)?;
             (&stream).read(&mut [0; 64]).map(drop)
+        }
+        Mode::Late => {
+            let mut text = Vec::new();
+            (&stream).read_to_end(&mut text)?;
+            // Longer than any acknowledgement is delayed.
+            thread::sleep(Duration::from_millis(300));
+            (&stream).write_all(&text)
         }
         Mode::Stall => Ok(()),
     }
