@@ -2,6 +2,7 @@
 
 mod bits;
 mod blocks;
+mod bridge;
 mod classes;
 mod compiler;
 mod decide;
@@ -25,6 +26,7 @@ use weft_common::{
     PortKey, Service, ServiceKey,
 };
 
+pub use bridge::{InForce, bridge};
 pub use compiler::Compiler;
 pub use lookup::{ConnectionDecision, Lookup};
 

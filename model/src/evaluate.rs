@@ -8,8 +8,6 @@ mod mtls;
 mod network;
 mod party;
 mod path;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::net::IpAddr;

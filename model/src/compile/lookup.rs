@@ -107,7 +107,7 @@ impl weft_common::Tables for Lookup<'_> {
 }
 
 /// The first `length` bits of an address.
-fn prefix(address: Address, length: u8) -> Address {
+pub(super) fn prefix(address: Address, length: u8) -> Address {
     let mut left = u32::from(length);
     Address(address.0.map(|word| {
         let bits = left.min(32);
