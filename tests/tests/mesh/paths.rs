@@ -201,6 +201,7 @@ fn a_pod_reaches_itself() -> Result<()> {
 #[test]
 fn pings_pass_and_are_judged() -> Result<()> {
     let Some(shop) = open()? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
     let client = shop.cluster.pod("shop/client")?;
     let ping = |to: IpAddr| -> Result<_> {
         let run = client.tool("ping")?.arg(to.to_string()).args(["--milliseconds", "500"]);
@@ -213,8 +214,10 @@ fn pings_pass_and_are_judged() -> Result<()> {
         ensure!(answer["event"] == "reply", "{answer}\n{}", shop.logs());
     }
     shop.cluster.apply("deny.yaml", crate::shop::DENY_INGRESS)?;
-    let far = shop.cluster.pod("shop/far")?.v4(PORT);
-    shop.await_verdict("shop/client", far, false)?;
+    // Each node has its own agent.
+    for pod in ["shop/near", "shop/far"] {
+        shop.await_verdict("shop/client", shop.cluster.pod(pod)?.v4(PORT), false)?;
+    }
     for &to in &targets {
         let answer = ping(to)?;
         ensure!(answer["event"] == "failed", "{answer}");

@@ -1,7 +1,7 @@
 //! Connections of random sizes that end in every way. Both ends know every byte that is to come,
 //! and how the other end is to close.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use socket2::SockRef;
 
@@ -18,7 +19,7 @@ use crate::report::{errno, report};
 /// Longer than any exchange takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PIECE: usize = 1 << 15;
-/// Sent by the client when it has all, in the order in which the server resets.
+/// Sent by the end that is to be reset when it has all.
 const GOT_ALL: u8 = 0x21;
 
 /// Exchanges with `serve --mode exchange`.
@@ -121,12 +122,11 @@ pub fn exchange(options: &Options) -> Result<()> {
 
 fn ask(to: SocketAddr, plan: Plan, most: u64) -> io::Result<()> {
     let stream = TcpStream::connect(to)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nonblocking(true)?;
     let mut header = [0; Plan::BYTES * 2];
     header[..Plan::BYTES].copy_from_slice(&plan.seed.to_le_bytes());
     header[Plan::BYTES..].copy_from_slice(&most.to_le_bytes());
-    (&stream).write_all(&header)?;
+    Polled(&stream).write_all(&header)?;
     let (up, down) = (Random(plan.seed), Random(!plan.seed));
     match plan.order {
         Order::ClientFirst => {
@@ -145,12 +145,14 @@ fn ask(to: SocketAddr, plan: Plan, most: u64) -> io::Result<()> {
         Order::ClientResets => {
             send(&stream, up, plan.up)?;
             receive(&stream, down, plan.down)?;
+            // What a reset finds on its way may be lost: not before the server has it all.
+            Polled(&stream).read_exact(&mut [0])?;
             reset(stream)
         }
         Order::ServerResets => {
             send(&stream, up, plan.up)?;
             receive(&stream, down, plan.down)?;
-            (&stream).write_all(&[GOT_ALL])?;
+            Polled(&stream).write_all(&[GOT_ALL])?;
             expect_reset(&stream)
         }
     }
@@ -158,12 +160,11 @@ fn ask(to: SocketAddr, plan: Plan, most: u64) -> io::Result<()> {
 
 /// The server's end.
 pub fn answer(stream: TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nonblocking(true)?;
     let mut number = [0; Plan::BYTES];
-    (&stream).read_exact(&mut number)?;
+    Polled(&stream).read_exact(&mut number)?;
     let seed = u64::from_le_bytes(number);
-    (&stream).read_exact(&mut number)?;
+    Polled(&stream).read_exact(&mut number)?;
     let plan = Plan::new(seed, u64::from_le_bytes(number));
     let result = serve(stream, plan);
     report(json!({
@@ -194,13 +195,13 @@ fn serve(stream: TcpStream, plan: Plan) -> io::Result<()> {
         Order::ClientResets => {
             receive(&stream, up, plan.up)?;
             send(&stream, down, plan.down)?;
+            Polled(&stream).write_all(&[GOT_ALL])?;
             expect_reset(&stream)
         }
         Order::ServerResets => {
             receive(&stream, up, plan.up)?;
             send(&stream, down, plan.down)?;
-            let mut got = [0];
-            (&stream).read_exact(&mut got)?;
+            Polled(&stream).read_exact(&mut [0])?;
             reset(stream)
         }
     }
@@ -218,23 +219,23 @@ fn together(stream: &TcpStream, sent: (Random, u64), received: (Random, u64)) ->
     })
 }
 
-fn send(mut stream: &TcpStream, mut random: Random, mut left: u64) -> io::Result<()> {
+fn send(stream: &TcpStream, mut random: Random, mut left: u64) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     while left > 0 {
         let count = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
         random.fill(&mut buffer[..count]);
-        stream.write_all(&buffer[..count])?;
+        Polled(stream).write_all(&buffer[..count])?;
         left -= count as u64;
     }
     Ok(())
 }
 
-fn receive(mut stream: &TcpStream, mut random: Random, mut left: u64) -> io::Result<()> {
+fn receive(stream: &TcpStream, mut random: Random, mut left: u64) -> io::Result<()> {
     let (mut buffer, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
     while left > 0 {
         let count = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
         random.fill(&mut expected[..count]);
-        stream.read_exact(&mut buffer[..count])?;
+        Polled(stream).read_exact(&mut buffer[..count])?;
         if buffer[..count] != expected[..count] {
             return Err(io::Error::other(format!("other bytes, {left} before the end")));
         }
@@ -243,16 +244,16 @@ fn receive(mut stream: &TcpStream, mut random: Random, mut left: u64) -> io::Res
     Ok(())
 }
 
-fn expect_end(mut stream: &TcpStream) -> io::Result<()> {
-    match stream.read(&mut [0; 1])? {
+fn expect_end(stream: &TcpStream) -> io::Result<()> {
+    match Polled(stream).read(&mut [0; 1])? {
         0 => Ok(()),
         _ => Err(io::Error::other("bytes beyond the end")),
     }
 }
 
-fn expect_reset(mut stream: &TcpStream) -> io::Result<()> {
-    match stream.read(&mut [0; 1]) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+fn expect_reset(stream: &TcpStream) -> io::Result<()> {
+    match Polled(stream).read(&mut [0; 1]) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
         Err(error) => Err(error),
         Ok(0) => Err(io::Error::other("an orderly end in place of a reset")),
         Ok(_) => Err(io::Error::other("bytes in place of a reset")),
@@ -261,4 +262,42 @@ fn expect_reset(mut stream: &TcpStream) -> io::Result<()> {
 
 fn reset(stream: TcpStream) -> io::Result<()> {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+}
+
+/// A socket that does not block, with a wait where it would, as servers and runtimes use them.
+struct Polled<'a>(&'a TcpStream);
+
+impl Polled<'_> {
+    fn retry<T>(
+        &self,
+        flags: PollFlags,
+        mut work: impl FnMut(&TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match work(self.0) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            let limit = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+            if poll(&mut [PollFd::new(self.0, flags)], Some(&limit))? == 0 {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+impl Read for Polled<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.retry(PollFlags::IN, |mut stream| stream.read(buffer))
+    }
+}
+
+impl Write for Polled<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.retry(PollFlags::OUT, |mut stream| stream.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
