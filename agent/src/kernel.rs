@@ -16,6 +16,7 @@ mod connections;
 mod error;
 mod flows;
 mod hooks;
+mod installed;
 mod interfaces;
 mod judgement;
 mod namespace;
@@ -24,6 +25,7 @@ mod object;
 mod offsets;
 mod pins;
 mod programs;
+mod resize;
 mod settings;
 mod sockets;
 mod status;
@@ -37,6 +39,7 @@ pub use connections::CutConnection;
 pub use error::{ApplyError, KernelError, OpenError};
 pub use flows::{BpfLog, Counters, FlowEvents};
 pub use hooks::{HookedProgram, programs_on_hooks};
+pub use installed::Installed;
 pub use offsets::{OffsetsError, of_this_kernel as offsets_of_this_kernel};
 pub use programs::ProgramStatus;
 pub use settings::{MapSizes, Options, Settings};
@@ -45,6 +48,7 @@ pub use tables::Applied;
 
 use pins::Pins;
 use programs::SOCKETS;
+use resize::Resized;
 use sockets::PodSockets;
 use tables::KernelTables;
 
@@ -76,19 +80,25 @@ impl Kernel {
         let root = cgroups::id_of(&options.pods_cgroup).map_err(|source| {
             OpenError::Cgroup(CgroupError::Read { path: options.pods_cgroup.clone(), source })
         })?;
-        let shapes = object::kept_maps()?;
-        let pins = Pins::open(&options.pin_dir, &object::layout(&shapes))?;
+        let maps = object::kept_maps()?;
+        let pins = Pins::open(&options.pin_dir, &object::layout(&maps))?;
+        let kept: BTreeMap<String, u32> =
+            maps.into_iter().map(|(name, (_, size))| (name, size)).collect();
         let (acceleration, offsets) = acceleration::decide(options.acceleration);
         tracing::info!(state = ?acceleration.state, reason = acceleration.reason, "acceleration");
 
-        let kept: Vec<String> = shapes.into_keys().collect();
         let adopted = pins.map("CONFIG").exists();
-        let mut ebpf = load_maps(&options, &pins, &kept, &offsets)?;
+        let resized = Resized::plan(&pins, &kept, &options.map_sizes)?;
+        let path_of = |name: &str| {
+            if resized.contains(name) { pins.map_aside(name) } else { pins.map(name) }
+        };
+        let mut ebpf = load_maps(&options, &kept, path_of, &offsets)?;
         programs::load(&mut ebpf, &options)?;
 
         let mut config = array(open_map(&pins, "CONFIG")?)?;
         let before: Config = config.get(&0, 0).map_err(map_error("CONFIG"))?;
-        let tables = KernelTables::new(|name| open_map(&pins, name))?;
+        let mut tables = KernelTables::new(|name| open_pinned(name, &path_of(name)))?;
+        resized.fill(&pins, &mut tables)?;
         // Until the first tables come, an adopted policy stays as it was; only the cgroup may be
         // another, made anew under the same name.
         let in_force = if adopted {
@@ -98,6 +108,7 @@ impl Kernel {
         };
         config.set(0, in_force, 0).map_err(map_error("CONFIG"))?;
         let replaced = programs::attach(&ebpf, &open_map(&pins, SOCKETS)?, &pins, &options)?;
+        resized.finish(&pins)?;
         pins.remove_other_layouts()?;
         tracing::info!(adopted, replaced, "the eBPF programs are attached");
         Ok(Self {
@@ -107,7 +118,7 @@ impl Kernel {
             tables,
             config,
             in_force,
-            kept,
+            kept: kept.into_keys().collect(),
             sockets: PodSockets::default(),
             acceleration,
             adopted,
@@ -314,34 +325,36 @@ impl std::fmt::Debug for Kernel {
 /// Makes the maps, or takes those that are pinned.
 fn load_maps(
     options: &Options,
-    pins: &Pins,
-    kept: &[String],
+    kept: &BTreeMap<String, u32>,
+    path_of: impl Fn(&str) -> PathBuf,
     offsets: &Offsets,
 ) -> Result<Ebpf, OpenError> {
-    let paths: Vec<PathBuf> = kept.iter().map(|name| pins.map(name)).collect();
     let mut loader = EbpfLoader::new();
-    for (name, path) in kept.iter().zip(&paths) {
-        loader.map_pin_path(name, path.as_path());
+    for name in kept.keys() {
+        loader.map_pin_path(name, path_of(name));
     }
     for (name, size) in options.map_sizes.iter() {
         loader.map_max_entries(name, size);
     }
     loader.override_global("OFFSETS", offsets, false);
-    // 0 turns every log statement off before the verifier sees it.
-    let level = if options.bpf_log { &aya_log::Level::Trace } else { &aya_log::Level::Error };
-    let level = *level as u8;
-    loader.override_global(aya_log::LEVEL, &level, false);
+    // 0 turns every log statement off: the verifier drops what cannot be reached.
+    let log_level = if options.bpf_log { &u8::MAX } else { &0 };
+    loader.override_global(aya_log::LEVEL, log_level, false);
     loader.load(object::OBJECT).map_err(|error| OpenError::Maps(Box::new(error)))
 }
 
-fn open_map(pins: &Pins, name: &'static str) -> Result<MapData, OpenError> {
-    MapData::from_pin(pins.map(name)).map_err(map_error(name))
+fn open_map(pins: &Pins, name: &str) -> Result<MapData, OpenError> {
+    open_pinned(name, &pins.map(name))
+}
+
+fn open_pinned(name: &str, path: &Path) -> Result<MapData, OpenError> {
+    MapData::from_pin(path).map_err(map_error(name))
 }
 
 fn array(map: MapData) -> Result<Array<MapData, Config>, OpenError> {
     Map::from_map_data(map).and_then(Array::try_from).map_err(map_error("CONFIG"))
 }
 
-fn map_error(name: &'static str) -> impl Fn(aya::maps::MapError) -> OpenError {
+fn map_error(name: &str) -> impl Fn(aya::maps::MapError) -> OpenError {
     move |source| OpenError::Map { name: name.to_owned(), source: Box::new(source) }
 }

@@ -97,6 +97,9 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// An adopted map cannot be given another size.
+    #[error("an adopted map cannot be copied into one of another size: {0}")]
+    Resize(#[source] Box<ApplyError>),
     /// The pods' or the proxy's cgroup cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

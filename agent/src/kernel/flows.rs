@@ -38,10 +38,9 @@ impl FlowEvents {
             if self.take(events) > 0 {
                 return Ok(());
             }
-            match timeout(POLL, self.ring.readable_mut()).await {
-                Ok(ready) => ready?.clear_ready(),
-                // Time to look anyway.
-                Err(_) => {}
+            // Woken or not, it is time to look.
+            if let Ok(ready) = timeout(POLL, self.ring.readable_mut()).await {
+                ready?.clear_ready();
             }
         }
     }

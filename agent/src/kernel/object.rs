@@ -25,8 +25,9 @@ pub(super) struct MapShape {
     pub flags: u32,
 }
 
-/// The maps of the object that are kept when an agent ends, by name.
-pub(super) fn kept_maps() -> Result<BTreeMap<String, MapShape>, OpenError> {
+/// The maps of the object that are kept when an agent ends, by name, with their sizes unless the
+/// loader is told otherwise.
+pub(super) fn kept_maps() -> Result<BTreeMap<String, (MapShape, u32)>, OpenError> {
     let object = Object::parse(OBJECT).map_err(|error| OpenError::Object(error.to_string()))?;
     Ok(object
         .maps
@@ -45,14 +46,15 @@ pub(super) fn kept_maps() -> Result<BTreeMap<String, MapShape>, OpenError> {
                 value_size: if ring { 0 } else { map.value_size() },
                 flags: map.map_flags(),
             };
-            (name.clone(), shape)
+            (name.clone(), (shape, map.max_entries()))
         })
         .collect())
 }
 
 /// The name of the layout: the version that people count, and a hash of the maps' shapes, so
-/// that maps are never adopted by an agent that reads them differently.
-pub(super) fn layout(maps: &BTreeMap<String, MapShape>) -> String {
+/// that maps are never adopted by an agent that reads them differently. Sizes may differ.
+pub(super) fn layout(maps: &BTreeMap<String, (MapShape, u32)>) -> String {
+    let maps: Vec<_> = maps.iter().map(|(name, (shape, _))| (name, shape)).collect();
     // FNV-1a: the standard library's hashes may differ from one compiler to the next.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in format!("{maps:?}").bytes() {

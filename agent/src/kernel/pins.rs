@@ -48,6 +48,12 @@ impl Pins {
         self.maps().join(name)
     }
 
+    /// Where a map is pinned that is to take the place of another.
+    pub(super) fn map_aside(&self, name: &str) -> PathBuf {
+        // Names with dots are reserved.
+        self.maps().join(format!("{name}-new"))
+    }
+
     pub(super) fn links(&self) -> PathBuf {
         self.layout.join("links")
     }

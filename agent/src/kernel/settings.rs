@@ -45,7 +45,8 @@ impl Options {
     }
 }
 
-/// Numbers of entries (bytes for `FLOWS`) by map name. A map that is adopted keeps its size.
+/// Numbers of entries (bytes for `FLOWS`) by map name. An adopted map that the programs write
+/// keeps its size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapSizes(BTreeMap<String, u32>);
 
@@ -53,6 +54,11 @@ impl MapSizes {
     /// Sets the size of a map.
     pub fn set(&mut self, map: impl Into<String>, size: u32) {
         self.0.insert(map.into(), size);
+    }
+
+    /// The size that was set for a map.
+    pub fn get(&self, map: &str) -> Option<u32> {
+        self.0.get(map).copied()
     }
 
     /// The sizes that were set.

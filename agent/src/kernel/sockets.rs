@@ -86,10 +86,13 @@ impl PodSockets {
         };
         std::thread::scope(|scope| {
             let serving: Vec<_> = (0..threads).map(|_| scope.spawn(serve)).collect();
-            serving.into_iter().fold(Ok(()), |first, thread| {
-                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                first.and(result)
-            })
+            let served: Vec<_> = serving
+                .into_iter()
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect();
+            served.into_iter().collect()
         })
     }
 }

@@ -172,11 +172,12 @@ impl<O: Ord + Copy, K: Pod, V: Pod + PartialEq> Table<O, K, V> {
             _ => ApplyError::Write { map: self.name, source: Box::new(source) },
         }
     }
-}
 
-impl<O: Ord + Copy, K: Pod, V: Pod + PartialEq> Table<O, K, V> {
     /// Writes an entry unless there is one, whose value then stays.
     pub(super) fn insert_new(&mut self, key: &O, value: &V) -> Result<(), ApplyError> {
+        if self.installed.contains_key(key) {
+            return Ok(());
+        }
         let (prefix, data) = (self.to_kernel)(key);
         let inserted = match &mut self.entries {
             Entries::Hash(hash) => hash.insert(data, value, ONLY_NEW),

@@ -43,6 +43,19 @@ pub(super) struct KernelTables {
 }
 
 impl KernelTables {
+    /// The names of the maps.
+    pub(super) const NAMES: [&str; 9] = [
+        "PORTS",
+        "BACKENDS",
+        "POLICY",
+        "SERVICES",
+        "ADDRESSES",
+        "PODS",
+        "CGROUPS",
+        "INTERFACES",
+        "POD_USE",
+    ];
+
     /// Takes the maps by their names.
     pub(super) fn new(
         mut map: impl FnMut(&'static str) -> Result<MapData, OpenError>,
@@ -144,6 +157,21 @@ impl KernelTables {
             of(&self.interfaces),
             of(&self.pod_use),
         ])
+    }
+
+    /// Writes what `old` has and these have not.
+    pub(super) fn copy_from(&mut self, old: &Self) -> Result<(), ApplyError> {
+        self.ports.insert_changes(old.ports.installed())?;
+        self.backends.insert_changes(old.backends.installed())?;
+        self.policy.insert_changes(old.policy.installed())?;
+        self.services.insert_changes(old.services.installed())?;
+        self.addresses.insert_changes(old.addresses.installed())?;
+        self.pod_use.insert_changes(old.pod_use.installed())?;
+        self.pods.insert_changes(old.pods.installed())?;
+        self.cgroups.insert_changes(old.cgroups.installed())?;
+        self.interfaces.insert_changes(old.interfaces.installed())?;
+        self.each(|table| table.commit());
+        Ok(())
     }
 
     /// Brings `tables` into the maps. On an error everything is as it was.

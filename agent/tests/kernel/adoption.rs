@@ -101,3 +101,35 @@ fn remove_leaves_nothing() {
     assert!(!fixture.pins.exists());
     Kernel::remove(&fixture.pins).unwrap();
 }
+
+#[test]
+fn an_adopted_map_gets_another_size_and_keeps_its_entries() {
+    let fixture = Fixture::new();
+    let open = |size| {
+        let mut options = fixture.options();
+        options.map_sizes.set("ADDRESSES", size);
+        Kernel::open(options).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let one = tables(vec![pod(7, "a", "10.9.0.1", 40)], 40, true);
+    let two = tables(vec![pod(7, "a", "10.9.0.1", 40), pod(8, "b", "10.9.0.2", 40)], 40, true);
+    let use_of = |kernel: &Kernel| {
+        let maps = kernel.status().unwrap().maps;
+        let map = maps.into_iter().find(|map| map.name == "ADDRESSES").unwrap();
+        (map.entries, map.capacity)
+    };
+
+    let mut kernel = open(1);
+    kernel.apply(&one).unwrap();
+    kernel.apply(&two).unwrap_err();
+    drop(kernel);
+    let mut kernel = open(100);
+    assert_eq!(use_of(&kernel), (Some(1), 100));
+    assert_eq!(kernel.apply(&two).unwrap().written, 2);
+    drop(kernel);
+    // Two entries do not fit one place: the map keeps its size.
+    assert_eq!(use_of(&open(1)), (Some(2), 100));
+    assert_eq!(use_of(&open(2)), (Some(2), 2));
+    for (hook, programs) in &open(2).status().unwrap().on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+}

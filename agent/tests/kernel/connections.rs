@@ -70,22 +70,27 @@ fn a_process_with_a_cut_connection_is_told() {
     let mut server =
         node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
     server.await_event(Duration::from_secs(10), "listening").unwrap();
-    let mut probe = node
-        .client
-        .tool("probe")
-        .unwrap()
-        .args([&node.server.v4(PORT).to_string(), "--milliseconds", "60000"])
-        .spawn()
+    for to in [node.server.v4(PORT), node.server.v6(PORT)] {
+        node.kernel.apply(&node.tables(true)).unwrap();
+        let before = node.kernel.counters().unwrap().get(Counter::Redirected);
+        let mut probe = node
+            .client
+            .tool("probe")
+            .unwrap()
+            .args([&to.to_string(), "--milliseconds", "60000"])
+            .spawn()
+            .unwrap();
+        probe.await_event(Duration::from_secs(10), "established").unwrap();
+        weft_tests::eventually("bytes move from socket to socket", || {
+            let now = node.kernel.counters().unwrap().get(Counter::Redirected);
+            (now > before + 10).then_some(())
+        })
         .unwrap();
-    probe.await_event(Duration::from_secs(10), "established").unwrap();
-    weft_tests::eventually("bytes move", || {
-        (node.kernel.counters().unwrap().get(Counter::Redirected) > 10).then_some(())
-    })
-    .unwrap();
-    node.kernel.apply(&node.tables(false)).unwrap();
-    node.kernel.cut_forbidden().unwrap();
-    let ended = probe.await_event(Duration::from_secs(5), "ended").unwrap();
-    assert!(ended["error"].is_object(), "{ended}");
+        node.kernel.apply(&node.tables(false)).unwrap();
+        assert_eq!(node.kernel.cut_forbidden().unwrap().len(), 1);
+        let ended = probe.await_event(Duration::from_secs(5), "ended").unwrap();
+        assert!(ended["error"].is_object(), "{to}: {ended}");
+    }
 }
 
 #[tokio::test]
@@ -145,4 +150,49 @@ fn finds_the_interface_of_a_pod_and_hooks_it() {
     kernel.detach_interface(interface).unwrap();
     assert!(kernel.attached_interfaces().is_empty());
     waiting.kill();
+}
+
+#[tokio::test]
+async fn the_programs_log_where_it_is_asked_for() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::with(|options| options.bpf_log = true);
+    let log = node.kernel.bpf_log().unwrap().expect("the programs have log statements");
+    let lines = Lines::default();
+    let written = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || written.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    node.kernel.apply(&node.tables(false)).unwrap();
+    node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
+    let reading = log.run();
+    tokio::pin!(reading);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !lines.text().contains("connect refused") {
+        assert!(Instant::now() < deadline, "no such line: {}", lines.text());
+        let _unused = tokio::time::timeout(Duration::from_millis(10), &mut reading).await;
+    }
+}
+
+/// Log lines, kept.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

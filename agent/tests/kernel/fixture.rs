@@ -98,15 +98,13 @@ pub fn tables(pods: Vec<LocalPod>, subject: u32, allow: bool) -> Tables {
         if allow { Decision::of(1, Reason::Rule) } else { Decision::of(1, Reason::RuleDenies) };
     let mut tables = Tables::default();
     for pod in pods {
-        tables.addresses.insert(
-            (128, Address::from_v4(pod.entry.v4)),
-            AddressEntry {
-                class: 100,
-                flags: ADDRESS_LOCAL | ADDRESS_MESHED,
-                pod: pod.id,
-                plain: 0,
-            },
-        );
+        for address in [Address::from_v4(pod.entry.v4), pod.entry.v6] {
+            if !address.is_unspecified() {
+                let flags = ADDRESS_LOCAL | ADDRESS_MESHED;
+                let entry = AddressEntry { class: 100, flags, pod: pod.id, plain: 0 };
+                tables.addresses.insert((128, address), entry);
+            }
+        }
         tables.pods.insert(name(pod.id), pod);
     }
     for proven in [0, 1] {

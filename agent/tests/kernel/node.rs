@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,6 +34,11 @@ impl Node {
     pub const SERVER: u32 = 8;
 
     pub fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// With other options.
+    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
         let cluster = Cluster::builder()
             .node("node-a")
             .pod(PodSpec::new("test", "client", "node-a"))
@@ -46,6 +52,7 @@ impl Node {
         let root = cluster.node("node-a").unwrap().branch().join("kubepods.slice");
         let mut options = Options::new(&pins.0, &root);
         options.settings.connections_per_pod = 100_000;
+        change(&mut options);
         let mut kernel = Kernel::open(options).unwrap_or_else(|error| panic!("{error}"));
         for found in cgroups::find_pods(&root).unwrap() {
             let id = if *found.uid == *client.uid() { Self::CLIENT } else { Self::SERVER };
@@ -58,7 +65,9 @@ impl Node {
     /// Everyone may reach the pods, or nobody.
     pub fn tables(&self, allow: bool) -> Tables {
         let local = |id, one: &Pod| -> LocalPod {
-            pod(id, one.uid(), &one.addresses().ipv4.to_string(), SUBJECT)
+            let mut local = pod(id, one.uid(), &one.addresses().ipv4.to_string(), SUBJECT);
+            local.entry.v6 = IpAddr::from(one.addresses().ipv6).into();
+            local
         };
         tables(
             vec![local(Self::CLIENT, &self.client), local(Self::SERVER, &self.server)],
