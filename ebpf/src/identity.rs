@@ -83,7 +83,7 @@ fn level(root: u64, ancestor: &impl Fn(i32) -> u64) -> Option<i32> {
     while level < DEEPEST {
         if ancestor(level) == root {
             unsafe { *cache = level as u32 + 1 };
-            return Some(level);
+            return Some(level | tables::zero() as i32);
         }
         level += 1;
     }

@@ -15,6 +15,7 @@ use crate::maps::INTERFACES;
 use crate::packet::{self, Part};
 use crate::pod_packet::{self, PodPacket, Sender};
 use crate::tables;
+use crate::verdict;
 
 /// The next program, or the stack, decides on.
 const NEXT: i32 = -1;
@@ -53,7 +54,7 @@ fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i
     let mut packet = packet::unread();
     let read = packet::parse(skb, ETHERNET, v6, &mut packet);
     let of = PodPacket { config, id, pod, packet: &packet, outbound: true };
-    if read && packet.icmp.is_error() && packet.part == Part::Whole {
+    if read && packet.icmp.is_error() && packet.part == Part::WHOLE {
         if let Some(quoted) = quoted(skb, packet.inner + 8, v6) {
             if pod_packet::is_own_error(pod, &packet, &quoted) {
                 return NEXT;
@@ -65,6 +66,7 @@ fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i
     } else {
         Decision::because(Reason::Unsupported)
     };
+    let decision = verdict::blurred(decision);
     if decision.allows() {
         return NEXT;
     }

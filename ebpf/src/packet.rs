@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 use weft_common::{Address, Endpoint, SocketKey};
 
 use crate::context::{ICMP, ICMPV6, TCP, UDP};
+use crate::tables;
 
 /// IPv6 extension headers that are walked. What has more is refused.
 const EXTENSIONS: u32 = 4;
@@ -26,12 +27,15 @@ const TCP_ACK: u8 = 0x10;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
-/// Where a packet stands among the fragments of its datagram.
+/// Where a packet stands among the fragments of its datagram. Not an `enum`, whose values the
+/// compiler would know: see [`Packet::blur`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    Whole,
-    First,
-    Later,
+pub struct Part(u8);
+
+impl Part {
+    pub const WHOLE: Self = Self(0);
+    pub const FIRST: Self = Self(1);
+    pub const LATER: Self = Self(2);
 }
 
 /// A packet's headers.
@@ -50,7 +54,7 @@ pub struct Packet {
     /// TCP's flags.
     pub tcp_flags: u8,
     /// Whether there are bytes behind TCP's header.
-    pub payload: bool,
+    payload: u8,
     pub icmp: Icmp,
     /// Offset of what follows the IP headers.
     pub inner: u32,
@@ -61,26 +65,26 @@ pub struct Packet {
 pub struct Icmp {
     /// The message's type; 0 where the packet is not ICMP.
     pub kind: u8,
-    pub v6: bool,
+    v6: u8,
 }
 
 impl Icmp {
     /// An error about another packet, which it quotes.
     #[inline(always)]
     pub fn is_error(self) -> bool {
-        if self.v6 { self.kind >= 1 && self.kind <= 4 } else { matches!(self.kind, 3 | 11 | 12) }
+        if self.v6 != 0 { self.kind >= 1 && self.kind <= 4 } else { matches!(self.kind, 3 | 11 | 12) }
     }
 
     /// Neighbour discovery and multicast listener discovery.
     #[inline(always)]
     pub fn is_housekeeping(self) -> bool {
-        self.v6 && matches!(self.kind, 130..=136 | 143)
+        self.v6 != 0 && matches!(self.kind, 130..=136 | 143)
     }
 
     /// Echo request or reply.
     #[inline(always)]
     pub fn is_echo(self) -> bool {
-        if self.v6 { matches!(self.kind, 128 | 129) } else { matches!(self.kind, 0 | 8) }
+        if self.v6 != 0 { matches!(self.kind, 128 | 129) } else { matches!(self.kind, 0 | 8) }
     }
 }
 
@@ -89,6 +93,35 @@ impl Packet {
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether there are bytes behind TCP's header.
+    #[inline(always)]
+    pub fn has_payload(&self) -> bool {
+        self.payload != 0
+    }
+
+    /// Hides from the verifier what it knows of the values, so that it looks at what follows once
+    /// and not for each kind of packet.
+    #[inline(always)]
+    fn blur(&mut self) {
+        let zero = tables::zero();
+        let mut word = 0;
+        while word < 4 {
+            self.source.0[word] |= zero;
+            self.destination.0[word] |= zero;
+            word += 1;
+        }
+        self.id |= zero;
+        self.inner |= zero;
+        self.source_port |= zero as u16;
+        self.destination_port |= zero as u16;
+        self.protocol |= zero as u8;
+        self.part.0 |= zero as u8;
+        self.tcp_flags |= zero as u8;
+        self.payload |= zero as u8;
+        self.icmp.kind |= zero as u8;
+        self.icmp.v6 |= zero as u8;
     }
 
     /// The key of the socket that sends it.
@@ -171,7 +204,9 @@ struct TcpHeader {
 /// could be understood, and is refused.
 #[inline(never)]
 pub fn parse(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> bool {
-    headers(skb, offset, v6, packet).is_some()
+    let read = headers(skb, offset, v6, packet).is_some();
+    packet.blur();
+    read
 }
 
 #[inline(always)]
@@ -196,7 +231,7 @@ fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> O
         packet.id = u32::from(header.id);
         packet.part = part(fragment & FRAGMENT_OFFSET, fragment & MORE_FRAGMENTS != 0);
     }
-    if packet.part == Part::Later {
+    if packet.part == Part::LATER {
         return Some(());
     }
     match packet.protocol {
@@ -205,7 +240,7 @@ fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> O
             packet.source_port = u16::from_be(header.source);
             packet.destination_port = u16::from_be(header.destination);
             packet.tcp_flags = header.flags;
-            packet.payload = packet.inner + u32::from(header.length >> 4) * 4 < end;
+            packet.payload = (packet.inner + u32::from(header.length >> 4) * 4 < end) as u8;
         }
         UDP | UDP_LITE | SCTP | DCCP => {
             let ports: [u16; 2] = load(skb, packet.inner)?;
@@ -218,7 +253,7 @@ fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> O
             }
             packet.protocol = ICMP;
             let header: [u8; 8] = load(skb, packet.inner)?;
-            packet.icmp = Icmp { kind: header[0], v6 };
+            packet.icmp = Icmp { kind: header[0], v6: v6 as u8 };
             if packet.icmp.is_echo() {
                 let id = u16::from_be_bytes([header[4], header[5]]);
                 packet.source_port = id;
@@ -237,13 +272,13 @@ pub fn unread() -> Packet {
         source: Address::UNSPECIFIED,
         destination: Address::UNSPECIFIED,
         protocol: 0,
-        part: Part::Whole,
+        part: Part::WHOLE,
         id: 0,
         source_port: 0,
         destination_port: 0,
         tcp_flags: 0,
-        payload: false,
-        icmp: Icmp { kind: 0, v6: false },
+        payload: 0,
+        icmp: Icmp { kind: 0, v6: 0 },
         inner: 0,
     }
 }
@@ -251,9 +286,9 @@ pub fn unread() -> Packet {
 #[inline(always)]
 fn part(offset: u16, more: bool) -> Part {
     match (offset, more) {
-        (0, false) => Part::Whole,
-        (0, true) => Part::First,
-        _ => Part::Later,
+        (0, false) => Part::WHOLE,
+        (0, true) => Part::FIRST,
+        _ => Part::LATER,
     }
 }
 
@@ -280,7 +315,7 @@ fn extensions(skb: *mut __sk_buff, packet: &mut Packet) -> Option<()> {
                 packet.part = part(offset >> 3, offset & 1 != 0);
                 packet.id = u32::from(header[2]) << 16 | u32::from(header[3]);
                 packet.inner += 8;
-                if packet.part == Part::Later {
+                if packet.part == Part::LATER {
                     return Some(());
                 }
             }

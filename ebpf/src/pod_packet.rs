@@ -68,7 +68,7 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
     let mut packet = packet::unread();
     let read = packet::parse(skb, 0, v6, &mut packet);
     // Kernel TCP sockets send with their own endpoints only, so a record is theirs.
-    if read && tcp && packet.protocol == TCP && packet.part == Part::Whole {
+    if read && tcp && packet.protocol == TCP && packet.part == Part::WHOLE {
         match recorded(config, &packet) {
             Record::None => {}
             Record::Allows => {
@@ -98,6 +98,7 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
     } else {
         inbound(&of, listening)
     };
+    let decision = verdict::blurred(decision);
     if decision.allows() {
         return PASS;
     }
@@ -143,7 +144,7 @@ fn recorded(config: &Config, packet: &Packet) -> Record {
     }
     if connection::allowed(config, record) {
         Record::Allows
-    } else if packet.is_syn() || packet.payload {
+    } else if packet.is_syn() || packet.has_payload() {
         Record::Denies
     } else {
         Record::Closes
@@ -210,17 +211,17 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
         return Decision::because(Reason::ForgedSource);
     }
     // Errors that the pod's kernel sends pass no socket of the pod's. See `interface`.
-    if packet.part == Part::Later {
+    if packet.part == Part::LATER {
         return following(of);
     }
     let decision = if packet.protocol == TCP {
+        // Without data it can open nothing, and may answer what has lost its record.
+        if sender == Sender::Frame && !packet.is_syn() && !packet.has_payload() {
+            return Decision::because(Reason::Related);
+        }
         match recorded(config, packet) {
             Record::Allows | Record::Closes => Decision::because(Reason::Related),
             Record::Denies => return Decision::because(Reason::NoRule),
-            // Without data it can open nothing, and answers what has lost its record.
-            Record::None if sender == Sender::Frame && !packet.is_syn() && !packet.payload => {
-                Decision::because(Reason::Related)
-            }
             Record::None if sender == Sender::Frame && was_admitted(of) => {
                 Decision::because(Reason::Established)
             }
@@ -236,7 +237,7 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
     } else {
         datagram::decide(of)
     };
-    if decision.allows() && packet.part == Part::First {
+    if decision.allows() && packet.part == Part::FIRST {
         fragment::remember(of);
     }
     decision
@@ -267,7 +268,7 @@ fn inbound(of: &PodPacket, listening: bool) -> Decision {
         return Decision::because(Reason::Related);
     }
     // Sockets get whole datagrams; a raw socket may get fragments.
-    if packet.part == Part::Later {
+    if packet.part == Part::LATER {
         return following(of);
     }
     let decision = if packet.protocol == TCP {
@@ -275,7 +276,7 @@ fn inbound(of: &PodPacket, listening: bool) -> Decision {
     } else {
         datagram::decide(of)
     };
-    if decision.allows() && packet.part == Part::First {
+    if decision.allows() && packet.part == Part::FIRST {
         fragment::remember(of);
     }
     decision
@@ -372,7 +373,7 @@ fn may_keep_house(pod: &Pod, source: &Address) -> bool {
 #[inline(always)]
 fn asks_for_address(packet: &Packet) -> bool {
     packet.protocol == UDP
-        && packet.part == Part::Whole
+        && packet.part == Part::WHOLE
         && packet.source.is_unspecified()
         && packet.source.is_v4()
         && packet.source_port == 68

@@ -106,6 +106,15 @@ fn equal(socket: u64, one: u32, other: u32) -> bool {
     }
 }
 
+/// The sequence number behind all that a process has written.
+#[inline(always)]
+pub fn written(socket: u64) -> Option<u32> {
+    match OFFSETS.load().write_seq {
+        0 => None,
+        offset => field(socket, offset),
+    }
+}
+
 #[inline(always)]
 fn field(socket: u64, offset: u32) -> Option<u32> {
     unsafe { bpf_probe_read_kernel((socket + u64::from(offset)) as *const u32) }.ok()
@@ -116,8 +125,9 @@ fn held(record: *mut Connection, low: bool) -> bool {
     unsafe { if low { (*record).low_held != 0 } else { (*record).high_held != 0 } }
 }
 
+/// Says whether bytes of a direction are in TCP, or may be.
 #[inline(always)]
-fn set_held(record: *mut Connection, low: bool, value: u8) {
+pub fn set_held(record: *mut Connection, low: bool, value: u8) {
     unsafe {
         if low {
             (*record).low_held = value;

@@ -24,6 +24,7 @@ use weft_common::{
 use crate::connection;
 use crate::context::{self, TCP};
 use crate::maps::SOCKETS;
+use crate::sk_msg;
 use crate::tables;
 use crate::verdict::{self, Between};
 
@@ -63,10 +64,9 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
     let socket = socket.cast::<c_void>();
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if !PROXY && context::state(socket).is_none() {
-                unannounced(ops, socket);
+            if !connecting::<PROXY>(ops, socket) && !PROXY && unannounced(ops, socket) {
+                connecting::<PROXY>(ops, socket);
             }
-            connecting::<PROXY>(ops, socket);
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => active::<PROXY>(ops, socket),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
@@ -100,17 +100,20 @@ fn watch_state(ops: *mut bpf_sock_ops) {
     unsafe { bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32) };
 }
 
-/// A SYN is about to leave.
+/// A SYN is about to leave. False if nothing is known of the socket.
 #[inline(never)]
-fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
     let key = context::socket_of_ops(ops);
-    let Some(state) = state_of::<PROXY>(socket) else { return };
+    let Some(state) = context::state(socket) else { return false };
+    if (state.flags & SOCKET_OF_PROXY != 0) != PROXY {
+        return true;
+    }
     if state.flags & SOCKET_CLIENT == 0 || (PROXY && state.flags & SOCKET_HAS_SOURCE == 0) {
-        return;
+        return true;
     }
     // A socket that was made by one pod and connected by another vouches for neither.
     if !PROXY && key.local != state.origin.source.address {
-        return;
+        return true;
     }
     let (connection, low) = key.connection();
     let mut flags = 0;
@@ -132,32 +135,33 @@ fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
         }
     }
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
-    let Some(record) = connection::add(&connection) else { return };
+    let Some(record) = connection::add(&connection) else { return true };
     fill(record, state);
     record.flags = flags;
     connection::set_socket_at(record, low, own);
     state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
     watch_state(ops);
     connection::begin(record);
+    true
 }
 
 /// A pod's TCP connection that no `connect4` has seen: one of MPTCP. It goes straight, and its
 /// identity is not attested. One that policy forbids is refused, and reported, where its packets
-/// leave.
+/// leave; false says so.
 #[inline(never)]
-fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
     let key = context::socket_of_ops(ops);
     if key.remote.is_loopback() || key.local == key.remote {
-        return;
+        return false;
     }
-    let Some(config) = tables::config() else { return };
+    let Some(config) = tables::config() else { return false };
     let destination = connection::remote(&key);
     if config.flags & CONFIG_READY == 0 || verdict::is_proxy_port(config, &destination) {
-        return;
+        return false;
     }
     let client = verdict::local_pod(&tables::address(&key.local));
     if verdict::enrolled(client).is_none() {
-        return;
+        return false;
     }
     let server = verdict::local_pod(&tables::address(&key.remote));
     let between = Between {
@@ -170,9 +174,9 @@ fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     };
     let decision = verdict::both_ends(&between);
     if !decision.allows() {
-        return;
+        return false;
     }
-    let Some(state) = context::state_or_new(socket) else { return };
+    let Some(state) = context::state_or_new(socket) else { return false };
     state.origin.destination = destination;
     state.origin.backend = destination;
     state.origin.source = connection::local(&key);
@@ -182,14 +186,27 @@ fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     state.generation = config.generation;
     state.flags = SOCKET_CLIENT;
     state.path = Path::Untouched as u32;
+    true
 }
 
 /// A client's connection stands.
 #[inline(never)]
 fn active<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     let Some(state) = state_of::<PROXY>(socket) else { return };
-    if state.flags & SOCKET_RECORDED != 0 && state.flags & SOCKET_ACCELERATE != 0 {
-        join(ops, socket, &context::socket_of_ops(ops));
+    if state.flags & SOCKET_RECORDED == 0 || state.flags & SOCKET_ACCELERATE == 0 {
+        return;
+    }
+    let key = context::socket_of_ops(ops);
+    if !join(ops, socket, &key) {
+        return;
+    }
+    // Only TCP Fast Open may have sent something, or wait to.
+    let (connection, low) = key.connection();
+    let Some(record) = connection::find(&connection) else { return };
+    let own = connection::socket_at(record, low);
+    let acknowledged = unsafe { read_volatile(&raw const (*ops).snd_una) };
+    if sk_msg::written(own) == Some(acknowledged) {
+        sk_msg::set_held(record, low, 0);
     }
 }
 
@@ -219,6 +236,7 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
     connection::set_socket_at(record, low, own);
     unsafe { (*record).flags = flags | CONNECTION_ESTABLISHED };
+    let joined = record;
     let record = unsafe { &*record };
     state.origin = record.origin;
     state.server = record.server;
@@ -236,8 +254,9 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     }
     state.flags = socket_flags;
     watch_state(ops);
-    if flags & CONNECTION_ACCELERATE != 0 {
-        join(ops, socket, &key);
+    // It has sent nothing yet: its process does not have it.
+    if flags & CONNECTION_ACCELERATE != 0 && join(ops, socket, &key) {
+        sk_msg::set_held(joined, low, 0);
     }
     true
 }
@@ -319,15 +338,15 @@ fn fill(record: &mut Connection, state: &SocketState) {
     record.path = state.path as u8;
 }
 
-/// Makes a socket one that messages can be redirected from and to.
+/// Makes a socket one that messages can be redirected from and to. False if it cannot be.
 #[inline(always)]
-fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) {
+fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) -> bool {
     // A subflow of MPTCP carries no stream of its own.
     if !unsafe { bpf_skc_to_mptcp_sock(socket) }.is_null() {
-        return;
+        return false;
     }
     let mut key = *key;
-    let _ = SOCKETS.update(&mut key, unsafe { &mut *ops }, 0);
+    SOCKETS.update(&mut key, unsafe { &mut *ops }, 0).is_ok()
 }
 
 /// A socket is closed, or will not be connected.

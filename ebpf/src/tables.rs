@@ -1,6 +1,7 @@
 //! What the agent has put in the maps, as the programs read it.
 
 use core::mem::transmute;
+use core::ptr::read_volatile;
 
 use aya_ebpf::maps::lpm_trie::Key;
 use weft_common::{
@@ -8,7 +9,7 @@ use weft_common::{
     Tables,
 };
 
-use crate::maps::{ADDRESSES, CONFIG, COUNTERS, PODS, POLICY, PORTS};
+use crate::maps::{ADDRESSES, BLANK, CONFIG, COUNTERS, PODS, POLICY, PORTS};
 
 /// The maps `POLICY` and `PORTS`.
 pub struct KernelTables;
@@ -61,5 +62,15 @@ pub fn pod(id: PodId) -> Option<&'static Pod> {
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         unsafe { *value += 1 };
+    }
+}
+
+/// Zero, which the verifier does not know to be zero. What it is added to is, to the verifier, any
+/// number: paths that differ only in such numbers are looked at once, not one by one.
+#[inline(always)]
+pub fn zero() -> u32 {
+    match BLANK.get(0) {
+        Some(blank) => unsafe { read_volatile(&raw const blank.unused) },
+        None => 0,
     }
 }
