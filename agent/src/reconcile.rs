@@ -4,6 +4,7 @@
 mod bindings;
 mod interfaces;
 mod status;
+mod takeover;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,8 @@ use crate::ca::Issued;
 use crate::flows::FlowRing;
 use crate::identity::SpiffeId;
 use crate::kernel::{
-    BpfLog, CgroupEvent, CgroupWatch, Kernel, KernelError, Options, Settings, cgroups,
+    Applied, ApplyError, BpfLog, CgroupEvent, CgroupWatch, Kernel, KernelError, Options, Settings,
+    cgroups,
 };
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::source::View;
@@ -38,6 +40,9 @@ use interfaces::{Found, Interfaces};
 const TICK: Duration = Duration::from_secs(1);
 /// Between tries to apply what could not be applied.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// From a pod's cgroup to its first process, as a rule.
+const PREPARE: Duration = Duration::from_secs(10);
 
 /// Whom the reconciler tells what is in force.
 pub struct Outputs {
@@ -81,6 +86,8 @@ pub struct Reconciler {
     tables: Option<Arc<Tables>>,
     problems: Problems,
     retry: Option<Instant>,
+    /// Pods' namespaces are entered for cutting connections until then.
+    prepare_until: Instant,
 }
 
 impl Reconciler {
@@ -114,6 +121,7 @@ impl Reconciler {
             tables: None,
             problems: Problems::default(),
             retry: None,
+            prepare_until: Instant::now(),
         }
     }
 
@@ -198,6 +206,11 @@ impl Reconciler {
             Ok(counters) => self.outputs.flows.set_lost(counters.get(Counter::EventsLost)),
             Err(error) => tracing::warn!(%error, "counters"),
         }
+        if Instant::now() < self.prepare_until
+            && let Err(error) = self.kernel.prepare_to_cut()
+        {
+            tracing::warn!(%error, "cutting connections may take longer");
+        }
         if self.retry.is_some_and(|retry| retry <= Instant::now()) {
             self.reconcile();
         } else if self.problems.bindings.is_some() {
@@ -231,7 +244,7 @@ impl Reconciler {
         } else {
             self.kernel.configure(settings.clone()).map(|()| self.settings = settings)
         };
-        let applied = match configured.and_then(|()| self.kernel.apply(&tables)) {
+        let applied = match configured.and_then(|()| self.apply(&tables)) {
             Ok(applied) => applied,
             Err(error) => {
                 tracing::error!(%error, "the policy cannot be applied; the last good one stays");
@@ -257,6 +270,18 @@ impl Reconciler {
             "applied",
         );
         self.publish(mesh, tables, applied.generation);
+    }
+
+    fn apply(&mut self, tables: &Tables) -> Result<Applied, ApplyError> {
+        if self.tables.is_none()
+            && let Some(bridged) = takeover::bridge(&self.kernel.installed(), tables)
+        {
+            // Where there is no room for both, the change is not seamless.
+            if let Err(error) = self.kernel.apply(&bridged) {
+                tracing::warn!(%error, "the earlier agent's policy is replaced at one go");
+            }
+        }
+        self.kernel.apply(tables)
     }
 
     fn publish(&mut self, mesh: Arc<Mesh>, tables: Arc<Tables>, generation: u32) {
@@ -318,6 +343,9 @@ impl Reconciler {
             if let Err(error) = self.kernel.unbind_cgroup(cgroup) {
                 problem = Some(error.to_string());
             }
+        }
+        if !changes.bind.is_empty() {
+            self.prepare_until = Instant::now() + PREPARE;
         }
         for (cgroup, pod) in changes.bind {
             tracing::debug!(cgroup, pod, "bound");
