@@ -26,7 +26,7 @@ use crate::relay::relay;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Credentials};
 use crate::tunnel::{
-    Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, ServerTls,
+    Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, ServerTls, StreamWindow,
     TUNNEL_WINDOW, at, poll_driven, unanswered,
 };
 use crate::worker::Worker;
@@ -88,7 +88,7 @@ async fn tunnel(
         let (tls, tunnel) = handshake(worker, socket, peer).await?;
         let io = Coalesced::new(tls);
         let connection = h2::server::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(StreamWindow::WIDEST)
             .initial_connection_window_size(TUNNEL_WINDOW)
             .max_frame_size(FRAME)
             .max_header_list_size(HEADER_LIST)
@@ -146,7 +146,9 @@ async fn drive(
     let mut unanswered = std::pin::pin!(unanswered(connection.ping_pong(), &shared.limits));
     let mut retire = std::pin::pin!(retire(worker, tunnel));
     let mut retired = false;
+    let mut window = StreamWindow::new();
     loop {
+        window.follow(tunnel.active.get(), |size| connection.set_initial_window_size(size));
         let accept = poll_fn(|cx| {
             poll_driven(
                 cx,

@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, oneshot};
 use super::support::*;
 
 const CONNECTIONS: u64 = 1000;
-const AT_ONCE: usize = 64;
+/// Enough for tunnels to change their windows.
+const AT_ONCE: usize = 200;
 
 /// Marsaglia's xorshift64: the same numbers on every run.
 #[derive(Clone)]

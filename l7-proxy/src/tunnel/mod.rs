@@ -2,6 +2,7 @@
 
 mod coalesced;
 mod pool;
+mod window;
 
 use std::future::Future;
 use std::io;
@@ -14,11 +15,10 @@ use tokio::net::TcpStream;
 
 pub(crate) use coalesced::Coalesced;
 pub(crate) use pool::{Pool, TunnelError, TunnelKey};
+pub(crate) use window::StreamWindow;
 
 use crate::bounds::Limits;
 
-/// How much one direction of a connection may have under way to a reader that does not read.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 /// Never the bound: streams whose readers stall must not hold up the tunnel's other streams.
 pub(crate) const TUNNEL_WINDOW: u32 = 1 << 30;
 pub(crate) const FRAME: u32 = 64 << 10;

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::{
-    ClientTls, Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW,
+    ClientTls, Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, StreamWindow,
     TUNNEL_WINDOW, poll_driven, unanswered,
 };
 use crate::bounds::Limits;
@@ -239,7 +239,7 @@ async fn connect(
     let weak = Rc::downgrade(&tunnel);
     let key = key.clone();
     tokio::task::spawn_local(async move {
-        let result = drive(connection, io, &limits).await;
+        let result = drive(connection, io, &weak, &limits).await;
         if let Some(tunnel) = weak.upgrade() {
             tunnel.closed.set(true);
         }
@@ -276,7 +276,7 @@ async fn handshakes(
     let valid_until = tls::not_after(peer).map_err(|e| unusable(&e))?.min(credentials.not_after);
     let io = Coalesced::new(tls);
     let (requests, connection) = h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(StreamWindow::WIDEST)
         .initial_connection_window_size(TUNNEL_WINDOW)
         .max_frame_size(FRAME)
         .max_header_list_size(HEADER_LIST)
@@ -294,11 +294,16 @@ async fn handshakes(
 async fn drive(
     mut connection: Connection,
     io: Coalesced<ClientTls>,
+    tunnel: &Weak<Tunnel>,
     limits: &Limits,
 ) -> Result<(), h2::Error> {
     let pings = connection.ping_pong();
+    let mut window = StreamWindow::new();
     tokio::select! {
         result = poll_fn(|cx| {
+            if let Some(tunnel) = tunnel.upgrade() {
+                window.follow(tunnel.active.get(), |size| connection.set_initial_window_size(size));
+            }
             poll_driven(cx, &io, |cx| Pin::new(&mut connection).poll(cx), |error| {
                 tracing::debug!(%error, "cannot send on a tunnel");
                 Err(Reason::CONNECT_ERROR.into())
