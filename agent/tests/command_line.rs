@@ -77,13 +77,13 @@ fn validate_succeeds_on_good_manifests_and_fails_on_bad_ones() {
     fs::write(&file, MESH.replace("podSelector: {}", "podSelector: 5")).unwrap();
     let bad = weft(&["validate", text(&file)]);
     assert_eq!(bad.status.code(), Some(1));
-    let line = format!("{}:36: spec.podSelector: ", file.display());
+    let line = format!("{}:37: spec.podSelector: ", file.display());
     assert!(stdout(&bad).starts_with(&line), "{}", stdout(&bad));
     assert!(!stdout(&bad).contains('\u{1b}'), "no colours but on a terminal");
 
     let json = weft(&["validate", text(&file), "-o", "json"]);
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((&report["errors"], &report["findings"][0]["line"]), (&1.into(), &36.into()));
+    assert_eq!((&report["errors"], &report["findings"][0]["line"]), (&1.into(), &37.into()));
 
     let missing = weft(&["validate", "/nonexistent/manifests"]);
     assert_eq!(missing.status.code(), Some(2));
