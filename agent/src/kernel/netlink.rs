@@ -122,6 +122,30 @@ impl Netlink {
         Ok(results.into_iter().flatten().collect())
     }
 
+    /// Sends several requests at once that are answered by one message each, and gives the
+    /// answers' bodies, in their order.
+    pub(super) fn ask(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Result<Vec<u8>>>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let last = self.send(requests, 0)?;
+        let first = last.wrapping_sub(requests.len() as u32 - 1);
+        let mut answers: Vec<Option<io::Result<Vec<u8>>>> = requests.iter().map(|_| None).collect();
+        while answers.iter().any(Option::is_none) {
+            self.receive(|header, body| {
+                let index = header.sequence.wrapping_sub(first) as usize;
+                if let Some(slot) = answers.get_mut(index) {
+                    *slot = Some(match header.kind {
+                        ERROR => error_of(body).map(|()| Vec::new()),
+                        _ => Ok(body.to_vec()),
+                    });
+                }
+                Ok(())
+            })?;
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
     fn send(&mut self, requests: &[Request<'_>], flags: u16) -> io::Result<u32> {
         let mut buffer = Vec::with_capacity(requests.len() * 128);
         for request in requests {

@@ -11,6 +11,10 @@ use weft_common::{Address, PodId, SocketKey};
 use super::netlink::{Netlink, Request};
 use super::{cgroups, namespace};
 
+/// `SOCK_DIAG_BY_FAMILY`
+const BY_FAMILY: u16 = 20;
+/// Where the cookie is in a `struct inet_diag_req_v2`.
+const COOKIE: usize = 48;
 /// `SOCK_DESTROY`
 const DESTROY: u16 = 21;
 /// `INET_DIAG_NOCOOKIE`
@@ -99,18 +103,52 @@ impl PodSockets {
 
 fn destroy(netlink: &mut Netlink, sockets: &[SocketKey]) -> io::Result<()> {
     for sockets in sockets.chunks(BATCH) {
-        let bodies: Vec<[u8; 56]> = sockets.iter().map(request).collect();
+        let mut bodies: Vec<[u8; 56]> = sockets.iter().map(request).collect();
+        identify(netlink, &mut bodies)?;
         let requests: Vec<Request<'_>> =
             bodies.iter().map(|body| Request { kind: DESTROY, body }).collect();
         for answer in netlink.execute(&requests)? {
             match answer {
                 // It is gone already.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(&error) => {}
                 result => result?,
             }
         }
     }
     Ok(())
+}
+
+/// Puts the sockets' cookies into requests, and leaves out sockets that are gone. By addresses
+/// and ports alone the kernel would find, in place of a connection that has just closed, the
+/// listener that it came from, and destroy that.
+fn identify(netlink: &mut Netlink, bodies: &mut Vec<[u8; 56]>) -> io::Result<()> {
+    let requests: Vec<Request<'_>> =
+        bodies.iter().map(|body| Request { kind: BY_FAMILY, body }).collect();
+    let mut found = Vec::with_capacity(bodies.len());
+    for (body, answer) in bodies.iter().zip(netlink.ask(&requests)?) {
+        let answer = match answer {
+            Err(error) if is_gone(&error) => continue,
+            answer => answer?,
+        };
+        // `struct inet_diag_msg`: ports from its 4th byte on, the cookie from its 44th.
+        let (Some(ports), Some(cookie)) = (answer.get(4..8), answer.get(44..52)) else {
+            return Err(io::Error::other("an answer about a socket is too short"));
+        };
+        let mut body = *body;
+        let (named, socket) = body.split_at_mut(COOKIE);
+        // A listener has no remote port.
+        if named.get(8..12) == Some(ports) {
+            socket.copy_from_slice(cookie);
+            found.push(body);
+        }
+    }
+    *bodies = found;
+    Ok(())
+}
+
+/// The socket is not there, or another is in its place.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESTALE)
 }
 
 /// A `struct inet_diag_req_v2` that names one TCP socket.
