@@ -190,7 +190,7 @@ fn an_edit_acts_at_once() -> Result<()> {
         let at = shop.await_verdict("shop/client", to, true)?;
         let took = at.saturating_sub(written);
         eprintln!("allowed again after {took} µs, with the start of a process");
-        ensure!(took < 2 * EFFECT_WITHIN_MICROS, "{took} µs");
+        ensure!(took < 5 * EFFECT_WITHIN_MICROS, "{took} µs");
     }
     Ok(())
 }

@@ -120,7 +120,8 @@ impl Shop {
         let target = pods.iter().find(|pod| pod.addresses().both().contains(&to.ip()));
         let here = self.cluster.pod(from)?.node().to_owned();
         let remote = target.is_some_and(|target| target.node() != here);
-        let cut = outcome["event"] == "connected" && !outcome["error"].is_null();
+        let error = &outcome["error"]["name"];
+        let cut = outcome["answer"].is_null() && (error == "ECONNRESET" || error == "EAGAIN");
         Ok(outcome["error"]["name"] == "EPERM" || (remote && cut))
     }
 
@@ -128,15 +129,16 @@ impl Shop {
     /// the attempt that did was over, in microseconds since the Unix epoch.
     pub fn await_verdict(&self, from: &str, to: SocketAddr, allowed: bool) -> Result<u64> {
         let what = format!("{from} to {to} to be {}", if allowed { "allowed" } else { "denied" });
-        eventually(&what, || {
-            let outcome = self.connect(from, to).ok()?;
+        let mut last = Value::Null;
+        let awaited = eventually(&what, || {
+            last = self.connect(from, to).ok()?;
             let seen = match allowed {
-                true => outcome["answer"] == "hello",
-                false => self.is_refusal(from, to, &outcome).ok()?,
+                true => last["answer"] == "hello",
+                false => self.is_refusal(from, to, &last).ok()?,
             };
-            if seen { outcome["at"].as_u64() } else { None }
-        })
-        .with_context(|| self.logs())
+            if seen { last["at"].as_u64() } else { None }
+        });
+        awaited.with_context(|| format!("{last}\n{}", self.logs()))
     }
 
     /// Starts a connection on which something goes on all the time, to an echo server.
