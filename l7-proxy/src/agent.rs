@@ -20,18 +20,23 @@ const MAX_MESSAGE: usize = 256 << 20;
 pub(crate) async fn follow(socket: PathBuf, shared: std::sync::Arc<Shared>) {
     let mut known = Configuration::default();
     let mut retry = FIRST_RETRY;
+    let mut reported = String::new();
     loop {
         let synced = known.synced();
         let mut received = false;
-        match watch(&socket, &shared, &mut known, &mut received).await {
-            Ok(()) => tracing::info!("the agent ended the configuration stream"),
-            Err(error) if synced || received => {
-                tracing::warn!(error = format!("{error:#}"), "the agent is away; going on");
-            }
-            Err(error) => {
-                tracing::info!(error = format!("{error:#}"), "waiting for the agent");
-            }
+        let ended = match watch(&socket, &shared, &mut known, &mut received).await {
+            Ok(()) => "it ended the stream".to_owned(),
+            // What stands between the two repeats the cause.
+            Err(error) => format!("{error}: {}", error.root_cause()),
+        };
+        if ended == reported && !received {
+            tracing::debug!(reason = ended, "still no agent");
+        } else if synced || received {
+            tracing::warn!(reason = ended, "the agent is away; its last configuration stays");
+        } else {
+            tracing::info!(reason = ended, "waiting for the agent");
         }
+        reported = ended;
         retry = if received { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
         tokio::time::sleep(retry).await;
     }

@@ -1,5 +1,6 @@
 //! `weft-proxy`: see the library.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -38,7 +39,7 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     log_to_stderr(arguments.log_format)?;
     // Before any thread exists: credentials and capabilities belong to threads.
-    raise_open_files();
+    let open_files = raise_open_files();
     drop_privileges(arguments.user)?;
 
     let threads = match arguments.threads {
@@ -46,10 +47,27 @@ fn main() -> anyhow::Result<()> {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let limits = Limits { connections_per_pod: arguments.connections_per_pod, ..Limits::default() };
+    let limits = Limits {
+        connections_per_pod: per_pod(arguments.connections_per_pod, open_files),
+        ..Limits::default()
+    };
     let options = Options { agent_socket: arguments.agent_socket, threads, limits };
     let mut proxy = Proxy::start(options, Kernel)?;
     proxy.run_until_signal().context("the proxy")
+}
+
+/// What a pod may have open: never so much that a few pods could use up the files of all.
+fn per_pod(wanted: usize, open_files: u64) -> usize {
+    let share = usize::try_from(open_files / 8).unwrap_or(usize::MAX).max(1);
+    if wanted > share {
+        tracing::warn!(
+            wanted,
+            share,
+            open_files,
+            "--connections-per-pod: reduced to an eighth of the files that the proxy may open"
+        );
+    }
+    wanted.min(share)
 }
 
 fn log_to_stderr(format: LogFormat) -> anyhow::Result<()> {
@@ -58,7 +76,10 @@ fn log_to_stderr(format: LogFormat) -> anyhow::Result<()> {
             .with_context(|| format!("WEFT_LOG or RUST_LOG: {directives:?}"))?,
         Err(_) => EnvFilter::new("info"),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),

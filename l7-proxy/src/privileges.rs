@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Uid, getuid, set_dumpable_behavior,
+    DumpableBehavior, Gid, Resource, Rlimit, Uid, getrlimit, getuid, set_dumpable_behavior,
+    setrlimit,
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
@@ -74,17 +75,17 @@ pub fn drop_privileges(user: User) -> Result<()> {
     Ok(())
 }
 
-/// Raises the bound on open files as far as it goes: every connection is two of them.
-/// Called before privileges are dropped; with less the proxy runs all the same.
-pub fn raise_open_files() {
+/// Raises the bound on open files as far as it goes, and returns it: every connection is one, on
+/// either node. Called before privileges are dropped; with fewer the proxy runs all the same.
+pub fn raise_open_files() -> u64 {
     const WANTED: u64 = 1 << 20;
-    let current = rustix::process::getrlimit(Resource::Nofile);
-    let maximum = current.maximum.map_or(WANTED, |maximum| maximum.max(WANTED));
-    let raised = Rlimit { current: Some(maximum), maximum: Some(maximum) };
-    if rustix::process::setrlimit(Resource::Nofile, raised).is_err() {
-        let raised = Rlimit { current: current.maximum, maximum: current.maximum };
-        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-            tracing::warn!(%error, "cannot raise the bound on open files");
+    let current = getrlimit(Resource::Nofile);
+    let wanted = current.maximum.map_or(WANTED, |maximum| maximum.max(WANTED));
+    // Only root may go beyond the maximum, and not everywhere.
+    for bound in [Some(wanted), current.maximum] {
+        if setrlimit(Resource::Nofile, Rlimit { current: bound, maximum: bound }).is_ok() {
+            break;
         }
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -113,6 +113,16 @@ impl Credentials {
     }
 }
 
+/// Does once what a thread's first handshake would have to do (AWS-LC gathers entropy for each
+/// thread), so that the first connection does not wait for it.
+pub(crate) fn warm_up() {
+    for group in &PROVIDER.kx_groups {
+        if let Err(error) = group.start() {
+            tracing::warn!(group = ?group.name(), %error, "no key exchange");
+        }
+    }
+}
+
 /// When a certificate expires.
 pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, InvalidIdentity> {
     let (_, certificate) = X509Certificate::from_der(certificate)

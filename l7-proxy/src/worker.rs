@@ -16,7 +16,7 @@ use weft_common::PodId;
 use crate::bounds::Shares;
 use crate::proxy::Shared;
 use crate::tunnel::Pool;
-use crate::{inbound, listener, outbound};
+use crate::{inbound, listener, outbound, tls};
 
 /// What the connections of a thread have in common.
 pub(crate) struct Worker {
@@ -66,11 +66,13 @@ impl Complaints {
 pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
     let runtime =
         Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    tls::warm_up();
     let limits = &shared.limits;
     let worker = Rc::new(Worker {
         pool: Rc::default(),
         clients: Shares::new(limits.connections_per_pod.div_ceil(threads)),
-        sources: Shares::new(limits.connections_per_pod.div_ceil(threads)),
+        // All that a tunnel carries is on one thread, so there is no share to speak of.
+        sources: Shares::new(limits.connections_per_pod),
         handshakes: Shares::new(limits.handshakes_per_peer),
         complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
         shared,
