@@ -1,6 +1,7 @@
 //! Bringing compiled tables into the maps, entry by entry, so that at no time an address or port
 //! resolves to anything but the old or the new decision (docs/design.md, "Tables").
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use aya::maps::MapData;
@@ -9,7 +10,8 @@ use weft_common::{
     PolicyKey, PortKey, Service, ServiceKey,
 };
 use weft_model::compile::{
-    BackendKeyOrd, PolicyKeyOrd, ServiceKeyOrd, Tables, backend_key, policy_key, service_key,
+    BackendKeyOrd, InForce, PolicyKeyOrd, ServiceKeyOrd, Tables, backend_key, bridge, policy_key,
+    service_key,
 };
 
 use super::cgroups::CgroupId;
@@ -27,6 +29,8 @@ pub struct Applied {
     pub generation: u32,
 }
 
+type Policy = BTreeMap<PolicyKeyOrd, PolicyEntry>;
+
 /// The maps that only the agent writes, with copies of what is in them.
 #[derive(Debug)]
 pub(super) struct KernelTables {
@@ -40,6 +44,8 @@ pub(super) struct KernelTables {
     pub interfaces: Table<u32, u32, PodId>,
     /// The agent only makes and deletes its entries; the programs write the values.
     pub pod_use: Table<PodId, PodId, PodUse>,
+    /// Whether what is in the maps comes from this agent's compiler, which then knows its ids.
+    own: bool,
 }
 
 impl KernelTables {
@@ -95,6 +101,7 @@ impl KernelTables {
             cgroups: Table::new("CGROUPS", map("CGROUPS")?, |id| (0, *id), |_, id| id)?,
             interfaces: Table::new("INTERFACES", map("INTERFACES")?, |id| (0, *id), |_, id| id)?,
             pod_use: Table::new("POD_USE", map("POD_USE")?, |id| (0, *id), |_, id| id)?,
+            own: false,
         })
     }
 
@@ -178,10 +185,12 @@ impl KernelTables {
     pub(super) fn apply(&mut self, tables: &Tables) -> Result<Applied, ApplyError> {
         let pods: BTreeMap<PodId, Pod> =
             tables.pods.values().map(|pod| (pod.id, pod.entry)).collect();
-        self.check_room(tables, &pods)?;
-        match self.change(tables, &pods) {
+        let policy = self.policy_on_the_way(tables);
+        self.check_room(tables, &policy, &pods)?;
+        match self.change(tables, &policy, &pods) {
             Ok(applied) => {
                 self.each(|table| table.commit());
+                self.own = true;
                 Ok(applied)
             }
             Err(error) => {
@@ -191,10 +200,28 @@ impl KernelTables {
         }
     }
 
-    fn check_room(&self, tables: &Tables, pods: &BTreeMap<PodId, Pod>) -> Result<(), ApplyError> {
+    /// `POLICY` while the change is made. The first tables after a restart need entries between
+    /// them and the earlier agent's.
+    fn policy_on_the_way<'a>(&self, tables: &'a Tables) -> Cow<'a, Policy> {
+        if self.own {
+            return Cow::Borrowed(&tables.policy);
+        }
+        let in_force =
+            InForce { addresses: self.addresses.installed(), policy: self.policy.installed() };
+        let mut policy = tables.policy.clone();
+        policy.extend(bridge(in_force, tables));
+        Cow::Owned(policy)
+    }
+
+    fn check_room(
+        &self,
+        tables: &Tables,
+        policy: &Policy,
+        pods: &BTreeMap<PodId, Pod>,
+    ) -> Result<(), ApplyError> {
         self.ports.check_room(&tables.ports)?;
         self.backends.check_room(&tables.backends)?;
-        self.policy.check_room(&tables.policy)?;
+        self.policy.check_room(policy)?;
         self.services.check_room(&tables.services)?;
         self.addresses.check_room(&tables.addresses)?;
         self.pods.check_room(pods)?;
@@ -204,13 +231,14 @@ impl KernelTables {
     fn change(
         &mut self,
         tables: &Tables,
+        policy: &Policy,
         pods: &BTreeMap<PodId, Pod>,
     ) -> Result<Applied, ApplyError> {
         let mut applied = Applied::default();
         // First what nothing refers to yet, then what refers to it.
         applied.written += self.ports.insert_changes(&tables.ports)?;
         applied.written += self.backends.insert_changes(&tables.backends)?;
-        applied.written += self.policy.insert_changes(&tables.policy)?;
+        applied.written += self.policy.insert_changes(policy)?;
         applied.written += self.services.insert_changes(&tables.services)?;
         applied.written += self.addresses.insert_changes(&tables.addresses)?;
         for id in pods.keys() {

@@ -77,7 +77,7 @@ impl Classes {
         Slots::of(self, 0..self.slots.len())
     }
 
-    pub(super) fn new(&self) -> Slots {
+    pub(super) fn added(&self) -> Slots {
         Slots::of(self, self.filled.iter().copied())
     }
 }

@@ -258,7 +258,7 @@ impl Compiler {
     }
 
     fn policy(&mut self, tables: &mut Tables) {
-        let (all, new) = (self.classes.all(), self.classes.new());
+        let (all, new) = (self.classes.all(), self.classes.added());
         let mut numbers = Numbers {
             origins: &mut self.origins,
             tables: &mut self.port_tables,

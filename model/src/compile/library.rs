@@ -145,7 +145,7 @@ impl Library {
     ) {
         self.policies.retain(|_, acting| acting.seen >= oldest);
         self.authorizations.retain(|_, acting| acting.seen >= oldest);
-        let (all, new) = (classes.all(), classes.new());
+        let (all, new) = (classes.all(), classes.added());
         let mut id = |origin: &Origin| origins.intern(origin.clone(), ids, epoch).0;
 
         let mut policies: Vec<_> = self.policies.iter_mut().collect();

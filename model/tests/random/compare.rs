@@ -85,7 +85,7 @@ pub fn compare(
     mesh: &Mesh,
     lookups: &Lookups<'_>,
     connection: &Connection,
-) -> Option<Result<Outcome, Difference>> {
+) -> Option<Result<Outcome, Box<Difference>>> {
     let (source, destination) = ends(mesh, connection)?;
     let from = mesh.pod_at(source);
     let to = mesh.pod_at(destination);
@@ -109,7 +109,7 @@ pub fn compare(
             return Ok(());
         }
         let connection = connection.clone();
-        Err(Difference { connection, what, expected, found: describe(tables, found) })
+        Err(Box::new(Difference { connection, what, expected, found: describe(tables, found) }))
     };
 
     let mut results = Vec::new();
@@ -130,7 +130,7 @@ pub fn compare(
     if results.is_empty() {
         return None;
     }
-    let agreed: Result<(), Difference> = results.into_iter().collect();
+    let agreed: Result<(), Box<Difference>> = results.into_iter().collect();
     Some(agreed.map(|()| verdict.outcome))
 }
 

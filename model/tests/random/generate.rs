@@ -580,7 +580,8 @@ impl Generator {
         if self.chance(2) && !known.is_empty() {
             return *self.of(&known);
         }
-        address(*self.of(&OUTSIDE))
+        let outside = *self.of(&OUTSIDE);
+        address(outside)
     }
 
     /// Once in `n`.

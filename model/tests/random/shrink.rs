@@ -8,7 +8,7 @@ use weft_model::mesh::Mesh;
 use crate::compare::{Difference, Lookups, compare, compile};
 
 /// The smallest mesh found in which tables and evaluator still differ about the connection.
-pub fn shrink(mut mesh: Mesh, connection: &Connection) -> (Mesh, Option<Difference>) {
+pub fn shrink(mut mesh: Mesh, connection: &Connection) -> (Mesh, Option<Box<Difference>>) {
     let differ = |mesh: &Mesh| {
         let cluster = compile(mesh);
         compare(mesh, &Lookups::of(&cluster), connection).and_then(Result::err)
