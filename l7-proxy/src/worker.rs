@@ -71,7 +71,7 @@ pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
     let worker = Rc::new(Worker {
         pool: Rc::default(),
         clients: Shares::new(limits.connections_per_pod.div_ceil(threads)),
-        // All that a tunnel carries is on one thread, so there is no share to speak of.
+        // A tunnel is on one thread with all that it carries: each thread takes the whole bound.
         sources: Shares::new(limits.connections_per_pod),
         handshakes: Shares::new(limits.handshakes_per_peer),
         complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
