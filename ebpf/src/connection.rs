@@ -175,12 +175,17 @@ pub fn allowed(config: &Config, record: *mut Connection) -> bool {
     if flags & CONNECTION_CUT != 0 {
         return false;
     }
-    generation == config.generation || judged_anew(config.generation, record)
+    if generation == config.generation || judged_anew(config.generation, record) {
+        return true;
+    }
+    tables::count(Counter::Denied);
+    report(FlowKind::Cut, record, None);
+    false
 }
 
-/// Judges a connection anew.
+/// Judges a connection anew, and marks it if it is forbidden.
 #[inline(never)]
-pub fn judged_anew(generation: u32, record: *mut Connection) -> bool {
+fn judged_anew(generation: u32, record: *mut Connection) -> bool {
     let Some(record) = (unsafe { record.as_mut() }) else { return false };
     let decision = verdict::both_ends(&Between {
         source_pod: record.origin.pod,
@@ -196,8 +201,6 @@ pub fn judged_anew(generation: u32, record: *mut Connection) -> bool {
         return true;
     }
     record.flags |= CONNECTION_CUT;
-    tables::count(Counter::Denied);
-    report(FlowKind::Cut, record, None);
     false
 }
 

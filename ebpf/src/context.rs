@@ -4,9 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 use core::ptr::{read_volatile, write_volatile};
 
-use aya_ebpf::bindings::{
-    BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_ops, sk_msg_md,
-};
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_ops, sk_msg_md};
 use aya_ebpf::helpers::bpf_sk_storage_get;
 use weft_common::{Address, Endpoint, SocketKey, SocketState, Translations};
 
@@ -66,10 +64,7 @@ impl<const V6: bool> Peer<V6> {
             } else {
                 write_volatile(&raw mut (*self.0).user_ip4, endpoint.address.v4());
             }
-            write_volatile(
-                &raw mut (*self.0).user_port,
-                u32::from((endpoint.port as u16).to_be()),
-            );
+            write_volatile(&raw mut (*self.0).user_port, u32::from((endpoint.port as u16).to_be()));
         }
     }
 }

@@ -4,8 +4,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_common::{
-    ADDRESS_MESHED, Config, DATAGRAM_LIFETIME, Datagram, DatagramKey, DatagramSlot,
-    DatagramSlotKey, Decision, Counter, FLOW_EGRESS, FlowKind, Path, Pod, PodId, Reason, judge,
+    ADDRESS_MESHED, Counter, DATAGRAM_LIFETIME, Datagram, DatagramKey, DatagramSlot,
+    DatagramSlotKey, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId, Reason, judge,
 };
 
 use crate::atomic;
@@ -19,10 +19,18 @@ use crate::verdict;
 /// The time of a flow's last packet is kept to this many nanoseconds.
 const PRECISION: u64 = 1_000_000_000;
 
+/// Set in a packed decision about a flow that was not known.
+const NEW: u64 = 1 << 31;
+
 /// Decides about a packet that a pod sends (`outbound`) or receives.
 #[inline(always)]
 pub fn decide(packet: &PodPacket) -> Decision {
-    verdict::unpack(known_or_judged(packet))
+    let known = known_or_judged(packet);
+    let decision = verdict::unpack(known & !NEW);
+    if known & NEW != 0 {
+        report(packet, decision);
+    }
+    decision
 }
 
 #[inline(never)]
@@ -54,20 +62,9 @@ fn known_or_judged(of: &PodPacket) -> u64 {
             }
         }
     }
-    let port = packet.judged_port();
-    let decision = judged(pod, &key, port, outbound);
-    if decision.allows() {
-        let mut flow = Datagram {
-            used: now,
-            decision,
-            generation: config.generation,
-            position: 0,
-            port: port.into(),
-            outbound: outbound as u32,
-        };
-        if remember(config, &key, &mut flow) {
-            report(config, &key, &flow);
-        }
+    let decision = judged(pod, &key, packet.judged_port(), outbound);
+    if decision.allows() && remember(of, &key, decision) {
+        return verdict::pack(decision) | NEW;
     }
     verdict::pack(decision)
 }
@@ -125,26 +122,27 @@ fn judge_direction(pod: &Pod, key: &DatagramKey, port: u16, outbound: bool) -> D
 /// Remembers a flow, in the place of the pod's oldest of its direction. A flow that cannot be
 /// remembered passes, but its answers are judged for themselves.
 #[inline(never)]
-fn remember(config: &Config, key: &DatagramKey, flow: &mut Datagram) -> bool {
-    let outbound = flow.outbound != 0;
+fn remember(of: &PodPacket, key: &DatagramKey, decision: Decision) -> bool {
+    let &PodPacket { config, packet, outbound, .. } = of;
     let Some(usage) = flow::usage(key.pod) else { return false };
     let counter = unsafe {
-        if outbound {
-            &raw mut (*usage).sent_flows
-        } else {
-            &raw mut (*usage).received_flows
-        }
+        if outbound { &raw mut (*usage).sent_flows } else { &raw mut (*usage).received_flows }
     };
     let position = atomic::fetch_add(counter, 1) as u32;
-    flow.position = position;
+    let flow = Datagram {
+        used: unsafe { bpf_ktime_get_ns() },
+        decision,
+        generation: config.generation,
+        position,
+        port: packet.judged_port().into(),
+        outbound: outbound as u32,
+    };
     let number = position.checked_rem(config.flows_per_pod).unwrap_or(0);
     let slot = DatagramSlotKey { pod: key.pod, slot: number << 1 | flow.outbound };
     if let Some(oldest) = unsafe { DATAGRAM_RING.get(slot) } {
         // It may have been forgotten and begun again since.
         let same = match unsafe { DATAGRAMS.get(&oldest.key) } {
-            Some(known) => {
-                known.position == oldest.position && known.outbound == flow.outbound
-            }
+            Some(known) => known.position == oldest.position && known.outbound == flow.outbound,
             None => false,
         };
         if same {
@@ -152,7 +150,7 @@ fn remember(config: &Config, key: &DatagramKey, flow: &mut Datagram) -> bool {
         }
     }
     if DATAGRAM_RING.insert(slot, DatagramSlot { key: *key, position }, 0).is_err()
-        || DATAGRAMS.insert(key, &*flow, 0).is_err()
+        || DATAGRAMS.insert(key, flow, 0).is_err()
     {
         tables::count(Counter::ConnectionsFull);
         return false;
@@ -162,28 +160,26 @@ fn remember(config: &Config, key: &DatagramKey, flow: &mut Datagram) -> bool {
 
 /// Reports a new flow once: where it begins, if that is a pod of this node.
 #[inline(never)]
-fn report(config: &Config, key: &DatagramKey, flow: &Datagram) {
-    let remote = tables::address(&key.remote);
-    let other = verdict::local_pod(&remote);
-    let outbound = flow.outbound != 0;
-    if !outbound && other != 0 && remote.flags & ADDRESS_MESHED != 0 {
+fn report(of: &PodPacket, decision: Decision) {
+    let &PodPacket { config, id, packet, outbound, .. } = of;
+    let other = tables::address(if outbound { &packet.destination } else { &packet.source });
+    let other_pod = verdict::local_pod(&other);
+    if !outbound && other_pod != 0 && other.flags & ADDRESS_MESHED != 0 {
         return;
     }
-    let local = weft_common::Endpoint { address: key.local, port: key.local_port.into() };
-    let remote = weft_common::Endpoint { address: key.remote, port: key.remote_port.into() };
-    let (source, destination) = if outbound { (&local, &remote) } else { (&remote, &local) };
-    let (source_pod, destination_pod) = if outbound { (key.pod, other) } else { (other, key.pod) };
+    let (source_pod, destination_pod) = if outbound { (id, other_pod) } else { (other_pod, id) };
+    let destination = packet.destination();
     let event = Flow {
-        source,
-        destination,
-        dialled: destination,
+        source: &packet.source(),
+        destination: &destination,
+        dialled: &destination,
         source_pod,
         destination_pod,
-        decision: flow.decision,
+        decision,
         generation: config.generation,
         path: Path::Untouched as u8,
-        protocol: key.protocol,
+        protocol: packet.protocol,
         flags: if outbound { FLOW_EGRESS } else { 0 },
     };
-    flow::emit(FlowKind::Open, key.pod, &event, None);
+    flow::emit(FlowKind::Open, id, &event, None);
 }

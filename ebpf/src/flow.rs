@@ -1,7 +1,14 @@
 //! Flow events, bounded per pod where the reader lags behind.
 
-use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+};
 use weft_common::{
     Counter, Decision, EVENTS_PER_WINDOW, Endpoint, FlowEvent, FlowKind, PodId, PodUse,
     WAKES_PER_WINDOW, WINDOW_SHIFT,
@@ -12,6 +19,8 @@ use crate::tables;
 
 /// The reader is woken at every multiple of this many bytes.
 const WAKE_SHIFT: u32 = 16;
+/// Bytes that the ring needs for an event beside its own.
+const HEADER: u64 = 8;
 
 /// What an event says of a flow, whatever happened to it.
 pub struct Flow<'a> {
@@ -56,16 +65,21 @@ pub fn emit(kind: FlowKind, pod: PodId, flow: &Flow, totals: Option<&Totals>) {
             (*usage).events = in_window + 1;
         }
     }
-    let waiting = FLOWS.query(BPF_RB_AVAIL_DATA.into());
-    if in_window >= EVENTS_PER_WINDOW && waiting > FLOWS.query(BPF_RB_RING_SIZE.into()) >> 1 {
+    // The helpers themselves: aya's functions around them are calls, whose frames count.
+    let ring = ptr::from_ref(&FLOWS).cast_mut().cast::<c_void>();
+    let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA.into()) };
+    if in_window >= EVENTS_PER_WINDOW
+        && waiting > unsafe { bpf_ringbuf_query(ring, BPF_RB_RING_SIZE.into()) } >> 1
+    {
         tables::count(Counter::EventsLost);
         return;
     }
-    let Some(mut entry) = FLOWS.reserve::<FlowEvent>(0) else {
+    let size = size_of::<FlowEvent>() as u64;
+    let event = unsafe { bpf_ringbuf_reserve(ring, size, 0) }.cast::<FlowEvent>();
+    if event.is_null() {
         tables::count(Counter::EventsLost);
         return;
-    };
-    let event = entry.as_mut_ptr();
+    }
     unsafe {
         (*event).time = now;
         (*event).source = *flow.source;
@@ -93,9 +107,8 @@ pub fn emit(kind: FlowKind, pod: PodId, flow: &Flow, totals: Option<&Totals>) {
         (*event).generation = flow.generation;
         (*event).unused = 0;
     }
-    let size = size_of::<FlowEvent>() as u64 + 8;
     let urgent = matches!(kind, FlowKind::Denied | FlowKind::Cut) && in_window < WAKES_PER_WINDOW;
-    let crossed = waiting >> WAKE_SHIFT != (waiting + size) >> WAKE_SHIFT;
+    let crossed = waiting >> WAKE_SHIFT != (waiting + size + HEADER) >> WAKE_SHIFT;
     let wake = if urgent || crossed { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
-    entry.submit(wake.into());
+    unsafe { bpf_ringbuf_submit(event.cast(), wake.into()) };
 }

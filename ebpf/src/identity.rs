@@ -37,11 +37,8 @@ pub fn of_packet(config: &Config, skb: *mut __sk_buff) -> Caller {
 
 #[inline(always)]
 fn caller(config: &Config, ancestor: impl Fn(i32) -> u64) -> Caller {
-    let unknown = if config.flags & CONFIG_UNKNOWN_ALLOWED != 0 {
-        Caller::Other
-    } else {
-        Caller::Unknown
-    };
+    let unknown =
+        if config.flags & CONFIG_UNKNOWN_ALLOWED != 0 { Caller::Other } else { Caller::Unknown };
     let Some(level) = level(config.root_cgroup, &ancestor) else { return unknown };
     // A pod's cgroup lies below its QoS class's, or directly below the root.
     let id = match find(ancestor(level + 2)) {

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_skb_load_bytes;
 use core::mem::MaybeUninit;
 
-use weft_common::{Address, Endpoint, SocketKey};
+use weft_common::{Address, ConnectionKey, Endpoint};
 
 use crate::context::{ICMP, ICMPV6, TCP, UDP};
 use crate::tables;
@@ -72,7 +72,11 @@ impl Icmp {
     /// An error about another packet, which it quotes.
     #[inline(always)]
     pub fn is_error(self) -> bool {
-        if self.v6 != 0 { self.kind >= 1 && self.kind <= 4 } else { matches!(self.kind, 3 | 11 | 12) }
+        if self.v6 != 0 {
+            self.kind >= 1 && self.kind <= 4
+        } else {
+            matches!(self.kind, 3 | 11 | 12)
+        }
     }
 
     /// Neighbour discovery and multicast listener discovery.
@@ -124,15 +128,15 @@ impl Packet {
         self.icmp.v6 |= zero as u8;
     }
 
-    /// The key of the socket that sends it.
+    /// The key of its TCP connection, and whether its sender is the lower end.
     #[inline(always)]
-    pub fn sender(&self) -> SocketKey {
-        SocketKey {
-            local: self.source,
-            remote: self.destination,
-            local_port: self.source_port,
-            remote_port: self.destination_port,
-        }
+    pub fn connection(&self) -> (ConnectionKey, bool) {
+        ConnectionKey::between(
+            &self.source,
+            self.source_port,
+            &self.destination,
+            self.destination_port,
+        )
     }
 
     #[inline(always)]

@@ -134,7 +134,7 @@ enum Record {
 
 #[inline(never)]
 fn recorded(config: &Config, packet: &Packet) -> Record {
-    let (key, sender_low) = packet.sender().connection();
+    let (key, sender_low) = packet.connection();
     let Some(record) = connection::find(&key) else { return Record::None };
     // Only the client sends a SYN, and only while it is there does the record vouch for it.
     if packet.is_syn()
@@ -247,13 +247,13 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
 /// where its socket can no longer be seen.
 #[inline(never)]
 fn admit(of: &PodPacket) {
-    let (key, _) = of.packet.sender().connection();
+    let (key, _) = of.packet.connection();
     let _ = ADMITTED.insert(key, of.config.generation, 0);
 }
 
 #[inline(never)]
 fn was_admitted(of: &PodPacket) -> bool {
-    let (key, _) = of.packet.sender().connection();
+    let (key, _) = of.packet.connection();
     match unsafe { ADMITTED.get(key) } {
         Some(generation) => *generation == of.config.generation,
         None => false,
@@ -271,11 +271,8 @@ fn inbound(of: &PodPacket, listening: bool) -> Decision {
     if packet.part == Part::LATER {
         return following(of);
     }
-    let decision = if packet.protocol == TCP {
-        unrecorded(of, !listening)
-    } else {
-        datagram::decide(of)
-    };
+    let decision =
+        if packet.protocol == TCP { unrecorded(of, !listening) } else { datagram::decide(of) };
     if decision.allows() && packet.part == Part::FIRST {
         fragment::remember(of);
     }
@@ -316,11 +313,7 @@ fn judge_unrecorded(of: &PodPacket, either_direction: bool) -> u64 {
     } else {
         connection::to_unknown_server(config, id, &packet.destination, &packet.source())
     };
-    verdict::pack(if reverse.allows() {
-        Decision::because(Reason::Established)
-    } else {
-        decision
-    })
+    verdict::pack(if reverse.allows() { Decision::because(Reason::Established) } else { decision })
 }
 
 #[inline(always)]

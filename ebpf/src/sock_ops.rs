@@ -3,22 +3,21 @@
 
 use core::ffi::c_void;
 use core::ptr::read_volatile;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{
-    bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
-};
+use aya_ebpf::helpers::{bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use weft_common::{
     CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
     CONNECTION_CUT, CONNECTION_ESTABLISHED, CONNECTION_FROM_PROXY, CONNECTION_PROVEN,
-    CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE,
-    SOCKET_ACCEPTED, SOCKET_ADMITTED, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE,
-    SOCKET_OF_PROXY, SOCKET_PROVEN, SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
+    CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE, SOCKET_ACCEPTED, SOCKET_ADMITTED,
+    SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY, SOCKET_PROVEN,
+    SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
 };
 
 use crate::connection;
@@ -76,8 +75,9 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
         }
         _ => {
             let args = unsafe { &raw const (*ops).__bindgen_anon_1.args };
-            let (from, to) =
-                unsafe { (read_volatile(&raw const (*args)[0]), read_volatile(&raw const (*args)[1])) };
+            let (from, to) = unsafe {
+                (read_volatile(&raw const (*args)[0]), read_volatile(&raw const (*args)[1]))
+            };
             if to == TCP_CLOSE {
                 closed::<PROXY>(ops, socket, from);
             }
@@ -320,9 +320,8 @@ fn record_accepted(key: &SocketKey, state: &mut SocketState, own: u64) {
     let (connection, low) = key.connection();
     let Some(record) = connection::add(&connection) else { return };
     fill(record, state);
-    record.flags = CONNECTION_ACCEPTED
-        | CONNECTION_ESTABLISHED
-        | if low { 0 } else { CONNECTION_CLIENT_LOW };
+    record.flags =
+        CONNECTION_ACCEPTED | CONNECTION_ESTABLISHED | if low { 0 } else { CONNECTION_CLIENT_LOW };
     connection::set_socket_at(record, low, own);
     state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
     connection::begin(record);
@@ -365,15 +364,14 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
         // It belongs to a later connection with the same endpoints.
         return;
     }
-    connection::set_socket_at(record, low, 0);
+    release(record, low);
     if connection::socket_at(record, !low) != 0 {
         // The other end will report and remove it.
         return;
     }
     let client = connection::client_is_low(record) == low;
     // Sequence numbers count SYN and FIN, too.
-    let fin_acked =
-        matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING) as u64;
+    let fin_acked = matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING) as u64;
     let fin_received =
         matches!(from, TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING) as u64;
     let sent = unsafe { read_volatile(&raw const (*ops).bytes_acked) };
@@ -384,3 +382,13 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
     connection::end(&connection, record, bytes_out, bytes_in);
 }
 
+/// Takes an end's socket out of the record. Both ends may close at the same time on two CPUs:
+/// the second one has to see that the first is gone, so this is a full barrier before it looks.
+#[inline(always)]
+fn release(record: *mut Connection, low: bool) {
+    if low {
+        unsafe { AtomicU64::from_ptr(&raw mut (*record).low_sock) }.swap(0, Ordering::SeqCst);
+    } else {
+        unsafe { AtomicU64::from_ptr(&raw mut (*record).high_sock) }.swap(0, Ordering::SeqCst);
+    }
+}

@@ -15,6 +15,31 @@ pub struct ConnectionKey {
     pub high_port: u16,
 }
 
+impl ConnectionKey {
+    /// The key of the connection between two endpoints, and whether the first is its lower one.
+    #[inline(always)]
+    pub fn between(one: &Address, one_port: u16, other: &Address, other_port: u16) -> (Self, bool) {
+        let lower = if one.0[3] != other.0[3] {
+            one.0[3] < other.0[3]
+        } else if one.0[2] != other.0[2] {
+            one.0[2] < other.0[2]
+        } else if one.0[1] != other.0[1] {
+            one.0[1] < other.0[1]
+        } else if one.0[0] != other.0[0] {
+            one.0[0] < other.0[0]
+        } else {
+            one_port <= other_port
+        };
+        // References, so that nothing is copied twice: the eBPF stack has 512 bytes.
+        let (low, high, low_port, high_port) = if lower {
+            (one, other, one_port, other_port)
+        } else {
+            (other, one, other_port, one_port)
+        };
+        (Self { low: *low, high: *high, low_port, high_port }, lower)
+    }
+}
+
 /// One end of a connection. Key of the map `SOCKETS` (sock hash).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -44,23 +69,7 @@ impl SocketKey {
     /// The key of the connection, and whether this end is its lower one.
     #[inline(always)]
     pub fn connection(&self) -> (ConnectionKey, bool) {
-        let lower = if self.local.0[3] != self.remote.0[3] {
-            self.local.0[3] < self.remote.0[3]
-        } else if self.local.0[2] != self.remote.0[2] {
-            self.local.0[2] < self.remote.0[2]
-        } else if self.local.0[1] != self.remote.0[1] {
-            self.local.0[1] < self.remote.0[1]
-        } else if self.local.0[0] != self.remote.0[0] {
-            self.local.0[0] < self.remote.0[0]
-        } else {
-            self.local_port <= self.remote_port
-        };
-        let (low, high, low_port, high_port) = if lower {
-            (self.local, self.remote, self.local_port, self.remote_port)
-        } else {
-            (self.remote, self.local, self.remote_port, self.local_port)
-        };
-        (ConnectionKey { low, high, low_port, high_port }, lower)
+        ConnectionKey::between(&self.local, self.local_port, &self.remote, self.remote_port)
     }
 }
 

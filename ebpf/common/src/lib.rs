@@ -40,3 +40,8 @@ macro_rules! pod {
     };
 }
 pub(crate) use pod;
+
+#[cfg(test)]
+extern crate std;
+#[cfg(test)]
+mod tests;
