@@ -3,7 +3,6 @@
 
 use core::ffi::c_void;
 use core::ptr::read_volatile;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
@@ -20,6 +19,7 @@ use weft_common::{
     SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
 };
 
+use crate::atomic;
 use crate::connection;
 use crate::context::{self, TCP};
 use crate::maps::SOCKETS;
@@ -387,8 +387,8 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
 #[inline(always)]
 fn release(record: *mut Connection, low: bool) {
     if low {
-        unsafe { AtomicU64::from_ptr(&raw mut (*record).low_sock) }.swap(0, Ordering::SeqCst);
+        atomic::swap(unsafe { &raw mut (*record).low_sock }, 0);
     } else {
-        unsafe { AtomicU64::from_ptr(&raw mut (*record).high_sock) }.swap(0, Ordering::SeqCst);
+        atomic::swap(unsafe { &raw mut (*record).high_sock }, 0);
     }
 }
