@@ -85,6 +85,7 @@ pub struct Reconciler {
     /// What is in the kernel.
     tables: Option<Arc<Tables>>,
     problems: Problems,
+    issued: Issued,
     retry: Option<Instant>,
     /// Pods' namespaces are entered for cutting connections until then.
     prepare_until: Instant,
@@ -120,6 +121,7 @@ impl Reconciler {
             view: View::default(),
             tables: None,
             problems: Problems::default(),
+            issued: Issued::default(),
             retry: None,
             prepare_until: Instant::now(),
         }
@@ -175,8 +177,8 @@ impl Reconciler {
                 }
                 changed = issued.changed() => {
                     if changed.is_ok() {
-                        let issued = issued.borrow_and_update().clone();
-                        self.tell_proxy(|state| state.set_certificates(&issued));
+                        self.issued = issued.borrow_and_update().clone();
+                        self.tell_proxy(|state| state.set_certificates(&self.issued));
                     }
                 }
                 Some(ask) = asked.recv() => self.answer(ask),

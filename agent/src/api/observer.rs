@@ -106,8 +106,11 @@ impl Reader {
         if !remembered.is_empty() && self.send_events(&remembered).await.is_err() {
             return;
         }
+        if !follow {
+            return;
+        }
         let mut events = Vec::with_capacity(BATCH);
-        while follow {
+        loop {
             arrivals.mark_unchanged();
             events.clear();
             let (missed, then) = self.ring.read(next, BATCH, &mut events);

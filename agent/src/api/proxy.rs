@@ -129,9 +129,8 @@ impl ProxyState {
 }
 
 fn listeners(node: &Node, port: u16) -> Vec<String> {
-    let first = |wanted: fn(&IpAddr) -> bool| {
-        node.addresses.iter().map(IpAddr::to_canonical).find(|address| wanted(address))
-    };
+    let first =
+        |wanted: fn(&IpAddr) -> bool| node.addresses.iter().map(IpAddr::to_canonical).find(wanted);
     [first(IpAddr::is_ipv4), first(IpAddr::is_ipv6)]
         .into_iter()
         .flatten()

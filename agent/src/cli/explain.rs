@@ -74,7 +74,7 @@ pub(super) fn text(request: &ExplainRequest, response: &ExplainResponse, paint: 
         request.protocol,
         paint.verdict(&response.verdict, response.verdict.to_uppercase()),
     );
-    let _ = write!(text, ", {}\n", response.reason);
+    let _ = writeln!(text, ", {}", response.reason);
     if response.verdict == "mixed" {
         text.push_str("(its endpoints differ: this is the first that denies)\n");
     }

@@ -1,15 +1,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use weft_common::{Counter, POD_ENROLLED};
 use weft_proto::v1::{MapUse, Program, StatusResponse};
 
 use super::Reconciler;
+use crate::identity::SpiffeId;
 use crate::kernel::AccelerationState;
 
 /// Above this share a map is worth a warning.
 const NEARLY_FULL: f64 = 0.9;
+/// Certificates come a moment after the pods that they are for.
+const ISSUED_WITHIN: Duration = Duration::from_secs(2);
 
 impl Reconciler {
     /// What is in force, and what is not.
@@ -23,6 +26,7 @@ impl Reconciler {
         problems.extend(self.problems.bindings.iter().cloned());
         problems.extend(self.problems.cgroups.iter().cloned());
         problems.extend(self.problems.cut.iter().cloned());
+        problems.extend(self.lacking_certificates());
         let mut warnings: Vec<String> = self.view.warnings().collect();
         self.warn(&mut warnings);
 
@@ -89,6 +93,30 @@ impl Reconciler {
         status.problems = problems;
         status.warnings = warnings;
         status
+    }
+
+    /// Identities whose pods cannot be reached through tunnels, nor reach others.
+    fn lacking_certificates(&self) -> Vec<String> {
+        let now = SystemTime::now();
+        let issuing = self
+            .outputs
+            .snapshots
+            .current()
+            .and_then(|current| now.duration_since(current.applied).ok())
+            .is_none_or(|since| since < ISSUED_WITHIN);
+        let lacks = |identity: &&SpiffeId| match self.issued.get(identity) {
+            Some(certificate) => certificate.not_after <= now,
+            None => !issuing,
+        };
+        self.outputs
+            .wanted
+            .borrow()
+            .iter()
+            .filter(lacks)
+            .map(|identity| {
+                format!("{identity}: has no valid certificate; the agent's log says why")
+            })
+            .collect()
     }
 
     fn warn(&self, warnings: &mut Vec<String>) {

@@ -97,10 +97,7 @@ impl Addresses {
     fn new(entries: &BTreeMap<(u8, Address), AddressEntry>) -> Self {
         let mut prefixes: BTreeMap<u8, HashMap<u128, u32>> = BTreeMap::new();
         for ((length, address), entry) in entries {
-            prefixes
-                .entry(*length)
-                .or_default()
-                .insert(masked(*address, *length), entry.class);
+            prefixes.entry(*length).or_default().insert(masked(*address, *length), entry.class);
         }
         Self { prefixes }
     }

@@ -1,5 +1,6 @@
 //! An agent that dies and comes back, under load; and a proxy.
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -124,5 +125,40 @@ fn a_proxy_that_dies_is_replaced() -> Result<()> {
         node.await_ready()?;
         shop.await_verdict("shop/client", far, true)?;
     }
+    Ok(())
+}
+
+/// While one agent's tables take the place of another's, no connection is decided otherwise than
+/// before and after: none that is allowed is refused, none that is denied gets through.
+#[test]
+fn a_new_agent_takes_over_without_a_moment_in_between() -> Result<()> {
+    let allow_near = allow("client", "near");
+    let policies = [("deny.yaml", DENY_INGRESS), ("allow.yaml", &*allow_near)];
+    let Some(shop) = open_with(builder(), &Default::default(), &policies)? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/client")?];
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let client = shop.cluster.pod("shop/client")?.v4(PORT);
+    shop.expect_answer("shop/client", near)?;
+    shop.expect_denied("shop/near", client)?;
+    let dial = |from: &str, to: SocketAddr| {
+        let pod = shop.cluster.pod(from)?;
+        let tool = pod.tool("connect")?.arg(to.to_string());
+        tool.args(["--send", "hello", "--repeat", "1000000"]).spawn()
+    };
+    let allowed = dial("shop/client", near)?;
+    let denied = dial("shop/near", client)?;
+    let node = shop.mesh.node("node-a")?;
+    for _ in 0..3 {
+        node.kill_agent();
+        node.start_agent()?;
+        node.await_ready()?;
+    }
+    let (allowed, denied) = (allowed.json(), denied.json());
+    ensure!(allowed.len() > 100 && denied.len() > 100, "{} {}", allowed.len(), denied.len());
+    let refused = allowed.iter().find(|outcome| outcome["answer"] != "hello");
+    ensure!(refused.is_none(), "{refused:?} of {}\n{}", allowed.len(), shop.logs());
+    let passed = denied.iter().find(|outcome| outcome["error"]["name"] != "EPERM");
+    ensure!(passed.is_none(), "{passed:?} of {}\n{}", denied.len(), shop.logs());
+    eprintln!("{} connections answered, {} refused", allowed.len(), denied.len());
     Ok(())
 }
