@@ -46,6 +46,7 @@ pub use settings::{MapSizes, Options, Settings};
 pub use status::{MapStatus, Status};
 pub use tables::Applied;
 
+use flows::CutEvents;
 use pins::Pins;
 use programs::SOCKETS;
 use resize::Resized;
@@ -63,6 +64,7 @@ pub struct Kernel {
     in_force: Config,
     kept: Vec<String>,
     sockets: PodSockets,
+    cut_events: CutEvents,
     acceleration: Acceleration,
     adopted: bool,
 }
@@ -120,6 +122,7 @@ impl Kernel {
             in_force,
             kept: kept.into_keys().collect(),
             sockets: PodSockets::default(),
+            cut_events: CutEvents::default(),
             acceleration,
             adopted,
         })
@@ -287,7 +290,7 @@ impl Kernel {
         let ring = Map::from_map_data(map)
             .and_then(RingBuf::try_from)
             .map_err(|error| failed(std::io::Error::other(error)))?;
-        FlowEvents::new(ring).map_err(failed)
+        FlowEvents::new(ring, self.cut_events.clone()).map_err(failed)
     }
 
     /// The programs' own log lines, if the options ask for them and they have any.

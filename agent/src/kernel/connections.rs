@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 
 use aya::maps::{HashMap, Map, MapData};
+use rustix::time::{ClockId, clock_gettime};
 use weft_common::{
-    CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT, CONNECTION_FROM_PROXY,
-    CONNECTION_TO_PROXY, Connection, ConnectionKey, SocketKey,
+    CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT,
+    CONNECTION_FROM_PROXY, CONNECTION_PROVEN, CONNECTION_TO_PROXY, Connection, ConnectionKey,
+    FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowEvent, FlowKind, SocketKey,
 };
 
 use super::judgement::Judge;
@@ -26,10 +28,50 @@ pub struct CutConnection {
     pub connection: Connection,
 }
 
+impl CutConnection {
+    /// The flow event that reports it.
+    fn event(&self) -> FlowEvent {
+        let Connection { origin, server, decision, generation, path, flags, .. } = self.connection;
+        let has = |flag| flags & flag != 0;
+        let mut event_flags = 0;
+        if !has(CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) {
+            event_flags |= FLOW_EGRESS;
+        }
+        if has(CONNECTION_PROVEN) {
+            event_flags |= FLOW_PROVEN;
+        }
+        if has(CONNECTION_ACCELERATE) {
+            event_flags |= FLOW_ACCELERATED;
+        }
+        // The programs' clock.
+        let now = clock_gettime(ClockId::Monotonic);
+        FlowEvent {
+            time: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
+            source: origin.source,
+            destination: origin.backend,
+            dialled: origin.destination,
+            source_pod: origin.pod,
+            destination_pod: server,
+            decision,
+            kind: FlowKind::Cut as u8,
+            path,
+            protocol: libc::IPPROTO_TCP as u8,
+            flags: event_flags,
+            bytes_out: 0,
+            bytes_in: 0,
+            duration: 0,
+            generation,
+            unused: 0,
+        }
+    }
+}
+
 impl Kernel {
     /// Cuts the established connections that are forbidden by what is in the kernel now: to be
     /// called after [`Kernel::apply`]. They are marked first, so that the programs refuse their
     /// bytes; then both sockets are destroyed, and their processes get ECONNABORTED.
+    ///
+    /// Each is reported once, as an event of [`super::FlowEvents`].
     ///
     /// Connections that remain allowed are not touched; the programs judge them anew with their
     /// next bytes.
@@ -40,23 +82,36 @@ impl Kernel {
     pub fn cut_forbidden(&mut self) -> Result<Vec<CutConnection>, KernelError> {
         let mut map = self.connections()?;
         let generation = self.in_force.generation;
-        let mut cut = Vec::new();
+        let mut found = Vec::new();
+        // The programs have found, marked and reported some themselves, but they can only refuse
+        // bytes: the processes are not told.
+        let mut marked = Vec::new();
         let judge = Judge::new(&self.tables);
         read_all(&map, |key, connection| {
-            if connection.generation == generation {
-                return;
-            }
-            let decision = judge.connection(connection);
-            if !decision.allows() {
-                let flags = connection.flags | CONNECTION_CUT;
-                let connection = Connection { decision, generation, flags, ..*connection };
-                cut.push(CutConnection { key: *key, connection });
+            if connection.flags & CONNECTION_CUT != 0 {
+                marked.push(CutConnection { key: *key, connection: *connection });
+            } else if connection.generation != generation {
+                let decision = judge.connection(connection);
+                if !decision.allows() {
+                    let flags = connection.flags | CONNECTION_CUT;
+                    let connection = Connection { decision, generation, flags, ..*connection };
+                    found.push(CutConnection { key: *key, connection });
+                }
             }
         })?;
-        // In the meantime some may have closed, and some may have been cut by the programs.
-        cut.retain(|one| map.insert(one.key, one.connection, ONLY_OLD).is_ok());
-        self.destroy(&cut)?;
-        Ok(cut)
+        for one in found {
+            // In the meantime it may have been closed, or marked.
+            match map.get(&one.key, 0) {
+                Ok(now) if now.flags & CONNECTION_CUT != 0 => marked.push(one),
+                Ok(_) if map.insert(one.key, one.connection, ONLY_OLD).is_ok() => {
+                    self.cut_events.push(one.event());
+                    marked.push(one);
+                }
+                _ => {}
+            }
+        }
+        self.destroy(&marked)?;
+        Ok(marked)
     }
 
     /// The TCP connections that have a record now.

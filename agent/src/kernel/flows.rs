@@ -1,6 +1,7 @@
 //! Flow events and log records from the programs, and their counters.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
@@ -17,19 +18,44 @@ const POLL: Duration = Duration::from_millis(50);
 /// How many events are handed over at once.
 const BATCH: usize = 8192;
 
-/// The stream of flow events. There is one reader at a time.
+/// How many events of the agent itself wait for a reader.
+const OWN_EVENTS: usize = 1 << 17;
+
+/// The stream of flow events: those of the programs, and those of connections that the agent has
+/// cut. There is one reader at a time.
 pub struct FlowEvents {
     ring: AsyncFd<RingBuf<MapData>>,
+    own: CutEvents,
+}
+
+/// Events that the agent itself makes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CutEvents(Arc<Mutex<Vec<FlowEvent>>>);
+
+impl CutEvents {
+    /// Adds an event, unless nobody has read for long.
+    pub(super) fn push(&self, event: FlowEvent) {
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() < OWN_EVENTS {
+            events.push(event);
+        } else {
+            tracing::warn!("nobody reads flow events: one of a connection that was cut is lost");
+        }
+    }
+
+    fn take(&self) -> Vec<FlowEvent> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl FlowEvents {
     /// Has to be called inside a tokio runtime.
-    pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        Ok(Self { ring: system::wait_for(ring)? })
+    pub(super) fn new(ring: RingBuf<MapData>, own: CutEvents) -> io::Result<Self> {
+        Ok(Self { ring: system::wait_for(ring)?, own })
     }
 
-    /// Waits until there are events, and appends them to `events`, oldest first: at most 8192 at
-    /// once. It may be cancelled without losing any.
+    /// Waits until there are events, and appends them to `events`, oldest first: at most 8192 of
+    /// the programs' at once. It may be cancelled without losing any.
     ///
     /// # Errors
     /// If the ring buffer cannot be waited for.
@@ -47,8 +73,10 @@ impl FlowEvents {
 
     /// Appends what is there already, and says how many events it was.
     pub fn take(&mut self, events: &mut Vec<FlowEvent>) -> usize {
+        let own = self.own.take();
         let ring = self.ring.get_mut();
-        let mut taken = 0;
+        let mut taken = own.len();
+        events.extend(own);
         while taken < BATCH {
             let Some(record) = ring.next() else { break };
             match system::from_bytes(&record) {
