@@ -73,6 +73,36 @@ fn every_state_on_the_way_decides_as_before_or_after() {
 }
 
 #[test]
+fn a_change_that_failed_is_made_up_for() {
+    for round in 0..MESHES {
+        let mut generator = Generator::seeded(seed() ^ 0xfa11 ^ round << 24);
+        let mut mesh = generator.mesh();
+        let mut compiler = Compiler::starting_at(1);
+        let mut in_force = compiler.compile(&mesh, "one");
+        for step in 0..STEPS {
+            let before = mesh.clone();
+            let change = mutate(&mut generator, &mut mesh);
+            for _ in 0..generator.rng.usize(0..3) {
+                drop(compiler.compile(&mesh, "one"));
+                compiler.not_applied();
+            }
+            let tables = compiler.compile(&mesh, "one");
+            let connections: Vec<Connection> =
+                (0..CONNECTIONS).map(|_| generator.connection(&mesh)).collect();
+            let walk = Walk {
+                before: (&before, &in_force),
+                after: (&mesh, &tables),
+                bridge: BTreeMap::new(),
+            };
+            if let Err(wrong) = walk.check(&connections) {
+                panic!("WEFT_SEED={}, mesh {round}, step {step} ({change}): {wrong}", seed());
+            }
+            in_force = tables;
+        }
+    }
+}
+
+#[test]
 fn a_restarted_agent_decides_as_before_or_after() {
     let results: Vec<_> = (0..MESHES).map(|round| restart(round, bridge)).collect();
     let (mut states, mut judged) = (0, 0);
