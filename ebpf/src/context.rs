@@ -23,7 +23,7 @@ impl<const V6: bool> Peer<V6> {
     #[inline(always)]
     pub fn protocol(&self) -> u8 {
         let protocol = unsafe { read_volatile(&raw const (*self.0).protocol) };
-        // IPPROTO_MPTCP and what else is above 255 never gets here.
+        // IPPROTO_MPTCP is 256 more than IPPROTO_TCP, and begins with a connection of TCP.
         protocol as u8
     }
 

@@ -53,7 +53,8 @@ pub fn usage(pod: PodId) -> Option<*mut PodUse> {
 #[inline(never)]
 pub fn emit(kind: FlowKind, pod: PodId, flow: &Flow, totals: Option<&Totals>) {
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut in_window = 0;
+    // A pod that nobody knows has no share of its own.
+    let mut in_window = EVENTS_PER_WINDOW;
     if let Some(usage) = usage(pod) {
         let window = now >> WINDOW_SHIFT;
         unsafe {
