@@ -1,0 +1,106 @@
+//! The pods of the node: their cgroups and interfaces, brought into the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use weft_common::{POD_HOST_NETWORK, PodId};
+use weft_model::compile::Tables;
+
+use super::interfaces::Found;
+use super::{PREPARE, Reconciler};
+use crate::kernel::{CgroupEvent, CgroupWatch};
+
+impl Reconciler {
+    pub(super) fn take_cgroups(&mut self, event: CgroupEvent, more: &mut CgroupWatch) {
+        self.bindings.take(event);
+        while let Some(event) = more.try_next() {
+            self.bindings.take(event);
+        }
+        self.bind();
+    }
+
+    /// Tells the kernel which cgroup is which pod.
+    pub(super) fn bind(&mut self) {
+        let Some(tables) = self.tables.clone() else { return };
+        let changes = self.bindings.changes(&tables, self.kernel.bound_cgroups());
+        let mut problem = None;
+        for cgroup in changes.unbind {
+            if let Err(error) = self.kernel.unbind_cgroup(cgroup) {
+                problem = Some(error.to_string());
+            }
+        }
+        if !changes.bind.is_empty() {
+            self.prepare_until = Instant::now() + PREPARE;
+        }
+        for (cgroup, pod) in changes.bind {
+            tracing::debug!(cgroup, pod, "bound");
+            if let Err(error) = self.kernel.bind_cgroup(cgroup, pod) {
+                problem = Some(error.to_string());
+            }
+        }
+        if let Some(problem) = &problem
+            && self.problems.bindings.as_ref() != Some(problem)
+        {
+            tracing::error!("pods stay denied: {problem}");
+        }
+        self.problems.bindings = problem;
+        self.follow_interfaces(&tables);
+    }
+
+    /// Which pods' interfaces are to be hooked.
+    fn follow_interfaces(&mut self, tables: &Tables) {
+        let pods: BTreeMap<PodId, PathBuf> = tables
+            .pods
+            .values()
+            .filter(|pod| pod.entry.flags & POD_HOST_NETWORK == 0)
+            .filter_map(|pod| {
+                let cgroup = self.bindings.of(&pod.uid).next()?;
+                Some((pod.id, cgroup.path.clone()))
+            })
+            .collect();
+        let live: BTreeSet<PodId> = tables.pods.values().map(|pod| pod.id).collect();
+        let stale: Vec<u32> = self
+            .kernel
+            .attached_interfaces()
+            .iter()
+            .filter(|(_, pod)| !live.contains(pod))
+            .map(|(interface, _)| *interface)
+            .collect();
+        for interface in stale {
+            if let Err(error) = self.kernel.detach_interface(interface) {
+                tracing::debug!(%error, "an interface of a pod that has gone");
+            }
+        }
+        self.problems.interfaces.retain(|pod, _| pods.contains_key(pod));
+        self.interfaces.set(pods);
+    }
+
+    pub(super) fn take_interfaces(&mut self, found: Found) {
+        if !self.interfaces.take(&found) {
+            return;
+        }
+        let pod = found.pod;
+        let attached = found.interfaces.and_then(|interfaces| {
+            for interface in interfaces {
+                if self.kernel.attached_interfaces().get(&interface) == Some(&pod) {
+                    continue;
+                }
+                self.kernel.attach_interface(interface, pod).map_err(|error| error.to_string())?;
+                tracing::debug!(interface, pod, "hooked");
+            }
+            Ok(())
+        });
+        match attached {
+            Ok(()) => {
+                self.problems.interfaces.remove(&pod);
+            }
+            Err(error) => {
+                let known = self.problems.interfaces.insert(pod, error.clone());
+                if known.as_ref() != Some(&error) {
+                    tracing::warn!(pod, error, "frames of this pod are not checked");
+                }
+            }
+        }
+    }
+}
