@@ -35,8 +35,8 @@ const CONTAINER: u64 = 1
     | 1 << 27
     | 1 << 29
     | 1 << 31;
-/// Open files that a process may have.
-static OPEN_FILES: libc::rlimit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+/// Open files that a process may have, where the machine allows as many.
+const OPEN_FILES: libc::rlim_t = 1 << 20;
 /// Above every capability that the kernel knows; dropping an unknown one fails with EINVAL.
 const CAPABILITIES: u64 = 64;
 
@@ -44,6 +44,11 @@ const CAPABILITIES: u64 = 64;
 /// `cgroup.procs` is open for writing, in a process group of its own.
 pub(crate) fn enter(command: &mut Command, namespace: File, procs: File, privilege: Privilege) {
     command.process_group(0);
+    // Container runtimes run with a limit far above a login's.
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
+    let most = most.ok().and_then(|most| most.trim().parse().ok()).unwrap_or(OPEN_FILES);
+    let most = OPEN_FILES.min(most);
+    let files = libc::rlimit { rlim_cur: most, rlim_max: most };
     let step = move || {
         // SAFETY: plain system calls on descriptors that the closure owns.
         unsafe {
@@ -55,13 +60,13 @@ pub(crate) fn enter(command: &mut Command, namespace: File, procs: File, privile
                 return Err(io::Error::last_os_error());
             }
         }
-        take(privilege)
+        take(privilege, files)
     };
     // SAFETY: between fork and exec the closure makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(step) };
 }
 
-fn take(privilege: Privilege) -> io::Result<()> {
+fn take(privilege: Privilege, files: libc::rlimit) -> io::Result<()> {
     let check = |result: libc::c_int| match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -73,9 +78,7 @@ fn take(privilege: Privilege) -> io::Result<()> {
     };
     // SAFETY: plain system calls; the pointers are to a limit on the stack and to no groups.
     unsafe {
-        // Container runtimes run with a limit far above a login's. Where the system's own is
-        // lower, the process keeps the one it has.
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const OPEN_FILES);
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
         for capability in (0..CAPABILITIES).filter(|capability| kept & (1 << capability) == 0) {
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
                 break;

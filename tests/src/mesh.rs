@@ -15,6 +15,8 @@ use crate::wait::eventually_within;
 
 /// The user as which proxies run: `nonroot` of the usual base images.
 const PROXY_USER: u32 = 65532;
+/// Where proxies listen unless they are told otherwise.
+const PROXY_PORTS: [u16; 2] = [15001, 15008];
 /// How long an agent may take until it has attached its programs and applied the manifests.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -261,7 +263,13 @@ impl MeshNode {
             ready.then_some(Ok(()))
         });
         let logs = || format!("on {}; status {last}\n{}", self.name, self.logs());
-        waited.with_context(logs)?.with_context(logs)
+        waited.with_context(logs)?.with_context(logs)?;
+        if with_proxy {
+            for port in PROXY_PORTS {
+                self.proxy_place.await_listening(port).with_context(logs)?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs a `weft` command against this node's agent, on the node.

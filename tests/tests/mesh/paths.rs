@@ -235,7 +235,7 @@ fn a_small_mtu_is_enough() -> Result<()> {
         let server = shop.serve_with(to, &["--mode", "words", "--quiet"])?;
         let client = shop.cluster.pod("shop/client")?;
         let to = shop.cluster.pod(to)?.v6(PORT);
-        let sent = client.tool("words")?.arg(to.to_string()).args(["--mib", "8"]).output()?;
+        let sent = client.tool("words")?.arg(to.to_string()).args(["--kib", "8192"]).output()?;
         ensure!(sent.status.success(), "{sent:?}");
         let words = crate::applications::words(server)?;
         ensure!(words["in_order"] == true, "{words}");

@@ -30,9 +30,9 @@ enum Role {
     Words {
         /// Where to.
         to: SocketAddr,
-        /// How much, in MiB.
-        #[arg(long, default_value_t = 16)]
-        mib: u64,
+        /// How much, in KiB.
+        #[arg(long, default_value_t = 16384)]
+        kib: u64,
     },
     /// Writes until nothing more is taken, and reports how much was.
     Fill {
@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
         Role::Serve(options) => serve::serve(&options),
         Role::Connect(options) => connect::connect(&options),
         Role::Datagram(options) => connect::datagram(&options),
-        Role::Words { to, mib } => bytes::send_words(to, mib << 20),
+        Role::Words { to, kib } => bytes::send_words(to, kib << 10),
         Role::Fill { to, mib } => bytes::fill(to, mib << 20),
         Role::Probe(options) => probe::probe(&options),
         Role::Exchange(options) => exchange::exchange(&options),

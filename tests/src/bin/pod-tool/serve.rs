@@ -1,10 +1,12 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use rustix::event::epoll;
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -47,6 +49,9 @@ pub enum Mode {
     Sink,
     /// Reads numbered words and checks them, stalling now and then.
     Words,
+    /// The same, told of new bytes by edge-triggered epoll, and taking a short read to mean that
+    /// there are no more.
+    EdgeWords,
     /// Reads to the end, and sends it all back a while later.
     Late,
     /// Never reads.
@@ -165,6 +170,14 @@ fn handle(stream: TcpStream, peer: SocketAddr, mode: Mode, stall: Duration) -> i
             report(json!({ "event": "words", "words": words, "in_order": in_order }));
             Ok(())
         }
+        Mode::EdgeWords => {
+            let reader = EdgeReader::new(&stream)?;
+            // By then all that will be sent is on its way.
+            thread::sleep(stall);
+            let (words, in_order) = bytes::check_words(reader, stall)?;
+            report(json!({ "event": "words", "words": words, "in_order": in_order }));
+            Ok(())
+        }
         Mode::Exchange => exchange::answer(stream),
         Mode::Peer => {
             let text = json!({ "accepted": peer, "getpeername": stream.peer_addr()? });
@@ -180,6 +193,53 @@ fn handle(stream: TcpStream, peer: SocketAddr, mode: Mode, stall: Duration) -> i
             (&stream).write_all(&text)
         }
         Mode::Stall => Ok(()),
+    }
+}
+
+/// Reads as tokio does: after a short read it waits for the next edge.
+struct EdgeReader<'a> {
+    stream: &'a TcpStream,
+    queue: OwnedFd,
+    ready: bool,
+}
+
+impl<'a> EdgeReader<'a> {
+    fn new(stream: &'a TcpStream) -> io::Result<Self> {
+        let queue = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let interest = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        epoll::add(&queue, stream, epoll::EventData::new_u64(1), interest)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, queue, ready: false })
+    }
+
+    fn await_edge(&mut self) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(0);
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }];
+        while !self.ready {
+            let count = epoll::wait(&self.queue, &mut events[..], None)?;
+            let flags = events[0].flags;
+            self.ready = count == 1 && flags.contains(epoll::EventFlags::IN);
+        }
+        Ok(())
+    }
+}
+
+impl Read for EdgeReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.await_edge()?;
+            match self.stream.read(buffer) {
+                Ok(count) => {
+                    self.ready = count == buffer.len();
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready = false,
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
