@@ -12,6 +12,8 @@ use crate::steps::Steps;
 /// Debian's rustc; rustup's comes first on most search paths.
 pub const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+/// Names the folder in which the test cluster finds the agent, the proxy and the pods' tool.
+pub const BINARIES: &str = "WEFT_BIN_DIR";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// What builds the eBPF programs.
@@ -78,36 +80,29 @@ impl BpfToolchain {
     }
 }
 
-/// What was built.
-#[derive(Clone, Debug)]
-pub struct Artifacts {
-    /// The agent and command line, `weft`.
-    pub agent: PathBuf,
-    /// The node proxy, `weft-proxy`.
-    pub proxy: PathBuf,
-}
+/// What a mesh on this machine needs.
+pub const PROGRAMS: [&str; 3] = ["weft", "weft-proxy", "pod-tool"];
 
 /// Builds everything, in release mode.
 ///
 /// # Errors
 /// A toolchain that is not there, or a build that fails.
-pub fn build(steps: &mut Steps) -> Result<Artifacts> {
+pub fn build(steps: &mut Steps) -> Result<()> {
     build_programs(steps)?;
     let mut command = Command::new("cargo");
     command.args(["build", "--release", "--locked", "--package", "weft-agent"]);
     command.args(["--package", "weft-proxy", "--package", "weft-tests", "--bins"]);
     steps.run("build the agent, the proxy and the pods' tool", &mut command)?;
-    let folder = folder();
-    let artifacts = Artifacts { agent: folder.join("weft"), proxy: folder.join("weft-proxy") };
-    for file in [&artifacts.agent, &artifacts.proxy] {
+    for name in PROGRAMS {
+        let file = target().join("release").join(name);
         ensure!(file.is_file(), "the build did not make {}", file.display());
     }
-    Ok(artifacts)
+    Ok(())
 }
 
 /// Where the binaries are.
 pub fn folder() -> PathBuf {
-    target().join("release")
+    std::env::var_os(BINARIES).map_or_else(|| target().join("release"), PathBuf::from)
 }
 
 /// Builds the eBPF programs; the agent's build takes them from `ebpf/target`.

@@ -25,7 +25,7 @@ pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
     checks.check("format of the eBPF programs", programs_format());
     let start = Instant::now();
     let built = artifacts::build(checks.steps);
-    checks.note("build", start.elapsed(), built.map(|_| "release".to_owned()));
+    checks.note("build", start.elapsed(), built.map(|()| "release".to_owned()));
     checks.check(
         "clippy",
         cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),

@@ -87,7 +87,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             with_artifacts(&mut steps, true, &[Purpose::Run, Purpose::Measure])?;
             bench::run(&mut steps, &arguments)?;
         }
-        Command::VmTest { kernels } => vm::run(&mut steps, &kernels)?,
+        Command::VmTest { kernels } => {
+            with_artifacts(&mut steps, true, &[Purpose::Run, Purpose::Vm])?;
+            vm::run(&mut steps, &kernels)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -95,7 +98,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 /// Installs and builds what a mesh on this machine needs, and starts over with the test cluster
 /// told where to find it. A process that has been told comes here again, and goes on.
 fn with_artifacts(steps: &mut Steps, build: bool, purposes: &[Purpose]) -> Result<()> {
-    if env::var_os(BINARIES).is_some() {
+    if env::var_os(artifacts::BINARIES).is_some() {
         return Ok(());
     }
     if build {
@@ -105,9 +108,6 @@ fn with_artifacts(steps: &mut Steps, build: bool, purposes: &[Purpose]) -> Resul
     }
     let program = env::current_exe().context("xtask's own executable")?;
     let mut again = std::process::Command::new(program);
-    again.args(env::args_os().skip(1)).env(BINARIES, artifacts::folder());
+    again.args(env::args_os().skip(1)).env(artifacts::BINARIES, artifacts::folder());
     Err(again.exec()).context("cannot start over")
 }
-
-/// Where the test cluster finds the agent, the proxy and the pods' tool.
-const BINARIES: &str = "WEFT_BIN_DIR";

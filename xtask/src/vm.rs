@@ -17,7 +17,6 @@ use self::kernel::Kernel;
 use self::machine::Report;
 use crate::artifacts;
 use crate::repository::{root, target};
-use crate::setup::{self, Purpose};
 use crate::steps::{Output, Steps};
 
 /// `vm-tests/suite.yaml`.
@@ -65,8 +64,6 @@ pub fn run(steps: &mut Steps, only: &[String]) -> Result<()> {
     let file = root().join("vm-tests/suite.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let suite: Suite = serde_saphyr::from_str(&text).with_context(|| file.display().to_string())?;
-    setup::run(steps, &[Purpose::Build, Purpose::Run, Purpose::Vm])?;
-    let artifacts = artifacts::build(steps)?;
     let tests = build_tests(steps, &suite)?;
 
     let mut failed = Vec::new();
@@ -80,13 +77,12 @@ pub fn run(steps: &mut Steps, only: &[String]) -> Result<()> {
         for command in &suite.commands {
             image.add_command(command)?;
         }
-        for file in [&artifacts.agent, &artifacts.proxy] {
-            image.add_executable(file)?;
+        for program in artifacts::PROGRAMS {
+            image.add_executable(&artifacts::folder().join(program))?;
         }
         for test in &tests {
             image.add_executable(&test.executable)?;
         }
-        image.add_helpers(&target().join("debug"))?;
         image.add_suite(&script(&tests))?;
         let archive =
             steps.during(&format!("file system for {}", kernel.release), |_| image.pack())?;
@@ -133,15 +129,21 @@ fn find_binary(output: &Output, test: &TestSpec) -> Result<TestBinary> {
     Ok(TestBinary { executable, filter: test.filter.clone() })
 }
 
-/// The shell commands that run the tests inside of the machine.
+/// The shell commands that run inside of the machine: an agent of its own, which loads and
+/// attaches every program and says what it found, then the tests.
 fn script(tests: &[TestBinary]) -> String {
-    let mut text = String::from("echo \"weft-vm: begin weft check\"\nweft check 2>&1\n");
-    text.push_str("echo \"weft-vm: status $?\"\n");
+    let mut text = format!(
+        "export WEFT_BIN_DIR={}\n{}",
+        artifacts::folder().display(),
+        include_str!("../../vm-tests/agent.sh")
+    );
     for test in tests {
         let name = test.executable.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
         text.push_str(&format!(
-            "echo \"weft-vm: begin {name}\"\n{} {} --test-threads=1 --nocapture 2>&1\n\
+            "echo \"weft-vm: begin tests: {name} {}\"\n{} {} --test-threads=1 2>&1\n\
              echo \"weft-vm: status $?\"\n",
+            test.filter,
             test.executable.display(),
             test.filter,
         ));

@@ -85,15 +85,6 @@ impl Image {
         self.add_libraries(file)
     }
 
-    /// Adds the programs that tests start, beside the test binaries.
-    pub fn add_helpers(&mut self, folder: &Path) -> Result<()> {
-        let helper = folder.join("pod-tool");
-        if helper.exists() {
-            self.add_executable(&helper)?;
-        }
-        Ok(())
-    }
-
     /// What our first process runs.
     pub fn add_suite(&mut self, script: &str) -> Result<()> {
         Ok(fs::write(self.folder.join("suite"), script)?)
