@@ -14,7 +14,6 @@ use http::StatusCode;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio_util::io::poll_read_buf;
 
 /// Why a connection ended otherwise than by both sides' closing it.
 #[derive(Debug, thiserror::Error)]
@@ -151,14 +150,25 @@ async fn try_to_stream(
     }
 }
 
+/// Reads what is there. Not by `AsyncRead`: that takes a short read to mean that the socket has
+/// been drained, and waits for the next event. A socket that the kernel has joined with its peer
+/// gives what was redirected to it first and what TCP holds by another read, of which there may
+/// be no further event.
 fn poll_read(reader: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    READ_BUFFER.with_borrow_mut(|buffer| {
-        if buffer.capacity() < LEAST_READ {
-            buffer.reserve(READ_BUFFER_SIZE);
+    let socket: &TcpStream = reader.as_ref();
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let read = READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.capacity() < LEAST_READ {
+                buffer.reserve(READ_BUFFER_SIZE);
+            }
+            socket.try_read_buf(buffer).map(|_| buffer.split().freeze())
+        });
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return Poll::Ready(read),
         }
-        let _ = ready!(poll_read_buf(Pin::new(reader), cx, buffer))?;
-        Poll::Ready(Ok(buffer.split().freeze()))
-    })
+    }
 }
 
 /// Ends when the socket is reset, also while nothing is read from or written to it.
