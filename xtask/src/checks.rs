@@ -1,5 +1,6 @@
 //! Format, lints, licences, unit tests and end-to-end tests, with a summary at the end.
 
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use comfy_table::{Table, presets};
 use crate::artifacts::{self, BpfToolchain};
 use crate::repository::find_command;
 use crate::setup::{self, Purpose};
-use crate::steps::{Output, Steps};
+use crate::steps::{Output, Steps, log_of};
 
 /// Crates whose tests need root, namespaces and the release binaries.
 const END_TO_END: &str = "weft-tests";
@@ -84,7 +85,13 @@ impl Checks<'_> {
 
     fn test(&mut self, title: &str, mut command: Command) {
         let start = Instant::now();
-        let result = self.steps.run(title, &mut command).and_then(|output| count_tests(&output));
+        let result = match self.steps.run(title, &mut command) {
+            Ok(output) => count_tests(&output),
+            Err(error) => Err(match failed_tests(title) {
+                Some(failed) => anyhow::anyhow!(failed),
+                None => error,
+            }),
+        };
         self.note(title, start.elapsed(), result);
     }
 
@@ -174,6 +181,15 @@ impl Checks<'_> {
 
 fn find_command_in(path: &str) -> bool {
     std::path::Path::new(path).exists()
+}
+
+/// Which tests failed, by the log of the step; none if it failed otherwise.
+fn failed_tests(title: &str) -> Option<String> {
+    let log = fs::read_to_string(log_of(title)).ok()?;
+    let failed =
+        log.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    let failed: Vec<_> = failed.collect();
+    (!failed.is_empty()).then(|| format!("{} failed: {}", failed.len(), failed.join(", ")))
 }
 
 /// Sums up cargo's `test result:` lines.

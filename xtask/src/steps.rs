@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ impl Steps {
             // The command holds the pipe's writing end too; the reader would never see the end.
             command.stdout(Stdio::null()).stderr(Stdio::null());
 
-            let log = repository::target().join("xtask").join(log_name(title));
+            let log = log_of(title);
             fs::create_dir_all(log.parent().unwrap_or(&log))?;
             let mut file = fs::File::create(&log)?;
             let mut lines = Vec::new();
@@ -112,10 +113,11 @@ impl Steps {
     }
 }
 
-fn log_name(title: &str) -> String {
+/// Where the output of the step with this title is kept.
+pub fn log_of(title: &str) -> PathBuf {
     let name: String = title
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .collect();
-    format!("{}.log", name.trim_matches('-'))
+    repository::target().join("xtask").join(format!("{}.log", name.trim_matches('-')))
 }
