@@ -4,6 +4,7 @@ mod image;
 mod kernel;
 mod machine;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -36,6 +37,9 @@ struct Suite {
 struct KernelSpec {
     name: String,
     package: String,
+    /// Tests that cannot pass on it, and why.
+    #[serde(default)]
+    without: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -83,13 +87,16 @@ pub fn run(steps: &mut Steps, only: &[String]) -> Result<()> {
         for test in &tests {
             image.add_executable(&test.executable)?;
         }
-        image.add_suite(&script(&tests))?;
+        image.add_suite(&script(&tests, &spec.without))?;
         let archive =
             steps.during(&format!("file system for {}", kernel.release), |_| image.pack())?;
         let limit = Duration::from_secs(suite.minutes * 60);
         let report = machine::boot(steps, &kernel, &archive, suite.memory_mib, limit)?;
         if !print(&spec.name, &report) {
             failed.push(spec.name.clone());
+        }
+        for (test, reason) in &spec.without {
+            println!("  left out {test}: {reason}");
         }
     }
     ensure!(failed.is_empty(), "tests failed on {}", failed.join(" and "));
@@ -131,7 +138,8 @@ fn find_binary(output: &Output, test: &TestSpec) -> Result<TestBinary> {
 
 /// The shell commands that run inside of the machine: an agent of its own, which loads and
 /// attaches every program and says what it found, then the tests.
-fn script(tests: &[TestBinary]) -> String {
+fn script(tests: &[TestBinary], without: &BTreeMap<String, String>) -> String {
+    let skip: String = without.keys().map(|test| format!(" --skip {test}")).collect();
     let mut text = format!(
         "export WEFT_BIN_DIR={}\n{}",
         artifacts::folder().display(),
@@ -141,7 +149,7 @@ fn script(tests: &[TestBinary]) -> String {
         let name = test.executable.file_name().unwrap_or_default().to_string_lossy();
         let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
         text.push_str(&format!(
-            "echo \"weft-vm: begin tests: {name} {}\"\n{} {} --test-threads=1 2>&1\n\
+            "echo \"weft-vm: begin tests: {name} {}\"\n{} {} --test-threads=1{skip} 2>&1\n\
              echo \"weft-vm: status $?\"\n",
             test.filter,
             test.executable.display(),
