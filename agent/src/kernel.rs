@@ -11,6 +11,7 @@ use weft_common::{CONFIG_READY, Config, Offsets, PodId};
 use weft_model::compile::Tables;
 
 mod acceleration;
+mod addresses;
 pub mod cgroups;
 mod connections;
 mod error;
@@ -34,6 +35,7 @@ mod table;
 mod tables;
 
 pub use acceleration::{Acceleration, AccelerationMode, AccelerationState};
+pub use addresses::NodeAddresses;
 pub use cgroups::{CgroupError, CgroupEvent, CgroupId, CgroupWatch, PodCgroup};
 pub use connections::CutConnection;
 pub use error::{ApplyError, KernelError, OpenError};
@@ -224,8 +226,8 @@ impl Kernel {
         self.tables.cgroups.installed()
     }
 
-    /// Checks what a pod sends at the host's side of its interface, too. The hook stays when the
-    /// agent ends.
+    /// Checks what a pod sends at the host's side of its interface, too, and what reaches it there
+    /// without a socket. The hooks stay when the agent ends.
     ///
     /// # Errors
     /// If the interface is gone, or the kernel has no tcx (before Linux 6.6).
@@ -241,7 +243,13 @@ impl Kernel {
         programs::attach_to_interface(&self.pins, &self.ebpf, interface).map_err(failed)
     }
 
-    /// Takes the hook from an interface again, whether it is still there or not.
+    /// Whether the interface is hooked for the pod, by this agent or an earlier one.
+    pub fn is_attached(&self, interface: u32, pod: PodId) -> bool {
+        self.attached_interfaces().get(&interface) == Some(&pod)
+            && !programs::half_attached(&self.pins, interface)
+    }
+
+    /// Takes the hooks from an interface again, whether it is still there or not.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -3,6 +3,7 @@
 
 mod bindings;
 mod interfaces;
+mod own_node;
 mod pods;
 mod status;
 mod takeover;
@@ -27,13 +28,15 @@ use crate::ca::Issued;
 use crate::flows::FlowRing;
 use crate::identity::SpiffeId;
 use crate::kernel::{
-    Applied, ApplyError, BpfLog, CgroupWatch, Kernel, KernelError, Options, Settings, cgroups,
+    Applied, ApplyError, BpfLog, CgroupWatch, Kernel, KernelError, NodeAddresses, Options,
+    Settings, cgroups,
 };
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::source::View;
 
 use bindings::{Bindings, cgroup_of_this_process};
 use interfaces::{Found, Interfaces};
+use own_node::OwnNode;
 
 /// Between looks at the kernel's counters, and at what failed and may work now.
 const TICK: Duration = Duration::from_secs(1);
@@ -66,6 +69,7 @@ struct Problems {
     cut: Option<String>,
     cgroups: Option<String>,
     bindings: Option<String>,
+    addresses: Option<String>,
     interfaces: BTreeMap<PodId, String>,
 }
 
@@ -81,6 +85,7 @@ pub struct Reconciler {
     found: mpsc::UnboundedReceiver<Found>,
     outputs: Outputs,
     view: View,
+    own_node: OwnNode,
     /// What is in the kernel.
     tables: Option<Arc<Tables>>,
     problems: Problems,
@@ -118,6 +123,7 @@ impl Reconciler {
             found,
             outputs,
             view: View::default(),
+            own_node: OwnNode::default(),
             tables: None,
             problems: Problems::default(),
             issued: Issued::default(),
@@ -148,6 +154,16 @@ impl Reconciler {
         }
         self.view = view.borrow_and_update().clone();
         self.adopt_pods();
+        let mut addresses = match NodeAddresses::follow() {
+            Ok(mut addresses) => {
+                self.take_addresses(&mut addresses);
+                Some(addresses)
+            }
+            Err(error) => {
+                self.addresses_failed(&error);
+                None
+            }
+        };
         self.reconcile();
         let mut watching_cgroups = true;
         let mut tick = tokio::time::interval(TICK);
@@ -180,10 +196,31 @@ impl Reconciler {
                         self.tell_proxy(|state| state.set_certificates(&self.issued));
                     }
                 }
+                changed = changed(&mut addresses) => match (changed, &mut addresses) {
+                    (Ok(()), Some(following)) => {
+                        if self.take_addresses(following) {
+                            self.reconcile();
+                        }
+                    }
+                    (changed, _) => {
+                        addresses = None;
+                        if let Err(error) = changed {
+                            self.addresses_failed(&error);
+                        }
+                    }
+                },
                 Some(ask) = asked.recv() => self.answer(ask),
                 Some(found) = self.found.recv() => self.take_interfaces(found),
                 () = sleep_until(look), if look.is_some() => self.interfaces.look(),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => {
+                    if self.problems.addresses.is_some()
+                        && let Some(following) = &mut addresses
+                        && self.take_addresses(following)
+                    {
+                        self.reconcile();
+                    }
+                    self.tick();
+                }
             }
         }
     }
@@ -194,6 +231,31 @@ impl Reconciler {
         for (pod, id) in adopted {
             self.compiler.adopt_pod(pod.name.clone(), pod.uid.clone(), id);
         }
+    }
+
+    /// Reads the addresses of the node's interfaces. Returns whether they have changed.
+    fn take_addresses(&mut self, addresses: &mut NodeAddresses) -> bool {
+        match addresses.read() {
+            Ok(read) => {
+                self.problems.addresses = None;
+                self.own_node.set(read)
+            }
+            Err(error) => {
+                self.addresses_failed(&error);
+                false
+            }
+        }
+    }
+
+    fn addresses_failed(&mut self, error: &dyn std::error::Error) {
+        let problem = format!(
+            "{error}: what this node sends its pods from addresses that its Node does not name is \
+             judged like a stranger's; if this lasts, restart the agent"
+        );
+        if self.problems.addresses.as_ref() != Some(&problem) {
+            tracing::error!("{problem}");
+        }
+        self.problems.addresses = Some(problem);
     }
 
     fn answer(&self, ask: Ask) {
@@ -222,7 +284,7 @@ impl Reconciler {
     /// Compiles the mesh and brings it into the kernel.
     fn reconcile(&mut self) {
         let started = Instant::now();
-        let mesh = self.view.mesh.clone();
+        let mesh = self.own_node.added_to(&self.view.mesh, &self.node);
         if self.problems.apply.is_none()
             && self.outputs.snapshots.current().is_some_and(|current| current.mesh == mesh)
         {
@@ -233,7 +295,7 @@ impl Reconciler {
         let compiled = started.elapsed();
         self.outputs.snapshots.announce(&mesh, &tables);
 
-        let settings = node_settings(&self.settings, &mesh, &self.node);
+        let settings = node_settings(&self.settings, &self.view.mesh, &self.node);
         let same_settings = settings == self.settings;
         if same_settings && self.problems.apply.is_none() && self.tables.as_ref() == Some(&tables) {
             let generation = self.kernel.config().generation;
@@ -293,7 +355,8 @@ impl Reconciler {
             changed
         });
         let (node, ports) = (self.node.clone(), self.ports);
-        self.tell_proxy(|state| state.set_mesh(&mesh, &node, ports));
+        // The proxy listens where the Node says.
+        self.tell_proxy(|state| state.set_mesh(&self.view.mesh, &node, ports));
         self.outputs.snapshots.publish(Snapshot {
             generation,
             applied: SystemTime::now(),
@@ -356,6 +419,14 @@ fn identities(mesh: &Mesh, node: &str) -> BTreeSet<SpiffeId> {
             SpiffeId::new(&mesh.settings.trust_domain, &pod.name.namespace, &pod.service_account)
         })
         .collect()
+}
+
+/// Waits until the node's addresses may have changed; for ever if they are not followed.
+async fn changed(addresses: &mut Option<NodeAddresses>) -> std::io::Result<()> {
+    match addresses {
+        Some(addresses) => addresses.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(when: Option<tokio::time::Instant>) {

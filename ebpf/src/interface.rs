@@ -1,5 +1,6 @@
-//! Frames from a pod, on the host's side of its interface. What a process sends through AF_PACKET
-//! passes no socket's hook, so source and egress policy are checked here again.
+//! Frames from and to a pod, on the host's side of its interface. What a process sends through
+//! AF_PACKET passes no socket's hook, so source and egress policy are checked here again. What a
+//! pod's kernel takes without a socket, an echo request most of all, is judged on its way in.
 
 use core::ptr::read_volatile;
 
@@ -11,6 +12,8 @@ use weft_common::{
     Reason,
 };
 
+use crate::context::{TCP, UDP};
+use crate::fragment;
 use crate::maps::INTERFACES;
 use crate::packet::{self, Part};
 use crate::pod_packet::{self, PodPacket, Sender};
@@ -25,6 +28,9 @@ const ETHERNET: u32 = 14;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
+/// Where IPv4's and IPv6's headers have the protocol of what follows.
+const PROTOCOL_V4: u32 = 9;
+const PROTOCOL_V6: u32 = 6;
 
 #[classifier]
 pub fn pod_interface(ctx: TcContext) -> i32 {
@@ -63,6 +69,59 @@ fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i
     }
     let decision = if read {
         pod_packet::outbound(&of, Sender::Frame)
+    } else {
+        Decision::because(Reason::Unsupported)
+    };
+    let decision = verdict::blurred(decision);
+    if decision.allows() {
+        return NEXT;
+    }
+    pod_packet::report_refusal(&of, decision);
+    DROP
+}
+
+/// Judges ingress of all but TCP and UDP, which go to a socket, whose hook judges them.
+#[classifier]
+pub fn to_pod_interface(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let protocol = unsafe { read_volatile(&raw const (*skb).protocol) } as u16;
+    let v6 = match u16::from_be(protocol) {
+        ETH_P_IP => false,
+        ETH_P_IPV6 => true,
+        _ => return NEXT,
+    };
+    let at = ETHERNET + if v6 { PROTOCOL_V6 } else { PROTOCOL_V4 };
+    if let Some(TCP | UDP) = packet::load::<u8>(skb, at) {
+        return NEXT;
+    }
+    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
+    let Some(id) = (unsafe { INTERFACES.get(interface) }).copied() else { return NEXT };
+    let Some(config) = tables::config() else { return DROP };
+    let Some(pod) = tables::pod(id) else { return DROP };
+    if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) != POD_ENROLLED {
+        return NEXT;
+    }
+    if config.flags & CONFIG_READY == 0 {
+        tables::count(Counter::Denied);
+        return DROP;
+    }
+    ip_to_pod(config, skb, id, pod, v6)
+}
+
+#[inline(always)]
+fn ip_to_pod(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i32 {
+    let mut packet = packet::unread();
+    let read = packet::parse(skb, ETHERNET, v6, &mut packet);
+    let of = PodPacket { config, id, pod, packet: &packet, outbound: false };
+    // Behind extension headers, which later fragments may lack.
+    if read && matches!(packet.protocol, TCP | UDP) {
+        if packet.part == Part::FIRST {
+            fragment::remember(&of);
+        }
+        return NEXT;
+    }
+    let decision = if read {
+        pod_packet::inbound_datagram(&of)
     } else {
         Decision::because(Reason::Unsupported)
     };

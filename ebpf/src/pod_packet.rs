@@ -237,10 +237,7 @@ pub fn outbound(of: &PodPacket, sender: Sender) -> Decision {
     } else {
         datagram::decide(of)
     };
-    if decision.allows() && packet.part == Part::FIRST {
-        fragment::remember(of);
-    }
-    decision
+    remembered(of, decision)
 }
 
 /// A packet of a TCP socket without a record passes. Its frame comes to the pod's interface next,
@@ -264,16 +261,31 @@ fn was_admitted(of: &PodPacket) -> bool {
 #[inline(always)]
 fn inbound(of: &PodPacket, listening: bool) -> Decision {
     let packet = of.packet;
+    // Sockets get whole datagrams; a raw socket may get fragments.
+    if packet.protocol == TCP && packet.part != Part::LATER {
+        remembered(of, unrecorded(of, !listening))
+    } else {
+        inbound_datagram(of)
+    }
+}
+
+/// The same of a packet that is not TCP's, or a fragment without ports.
+#[inline(always)]
+pub fn inbound_datagram(of: &PodPacket) -> Decision {
+    let packet = of.packet;
     if packet.icmp.is_error() || packet.icmp.is_housekeeping() {
         return Decision::because(Reason::Related);
     }
-    // Sockets get whole datagrams; a raw socket may get fragments.
     if packet.part == Part::LATER {
         return following(of);
     }
-    let decision =
-        if packet.protocol == TCP { unrecorded(of, !listening) } else { datagram::decide(of) };
-    if decision.allows() && packet.part == Part::FIRST {
+    remembered(of, datagram::decide(of))
+}
+
+/// What follows a first fragment that passes, passes.
+#[inline(always)]
+fn remembered(of: &PodPacket, decision: Decision) -> Decision {
+    if decision.allows() && of.packet.part == Part::FIRST {
         fragment::remember(of);
     }
     decision

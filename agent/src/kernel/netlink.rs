@@ -1,11 +1,12 @@
 //! Netlink, as far as the agent needs it: requests, dumps and attributes.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto,
     socket_with, sockopt,
 };
 
@@ -26,6 +27,46 @@ const HEADER: usize = 16;
 pub(super) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
+}
+
+/// A socket that the kernel sends notifications to: that there are any is all that is read of them.
+#[derive(Debug)]
+pub(super) struct Notifications(OwnedFd);
+
+impl Notifications {
+    /// Of the routing family, for `groups` (`RTMGRP_…`), in the calling thread's network namespace.
+    pub(super) fn route(groups: u32) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        Ok(Self(socket))
+    }
+
+    /// Reads what waits: [`io::ErrorKind::WouldBlock`] if there is nothing.
+    pub(super) fn take(&self) -> io::Result<()> {
+        let mut read = false;
+        loop {
+            match recv(&self.0, &mut [0u8; 1], RecvFlags::empty()) {
+                // Some were lost where they were too many: something has happened all the same.
+                Ok(_) | Err(Errno::NOBUFS) => read = true,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if read => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Notifications {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Notifications {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
 }
 
 /// What is asked.

@@ -1,5 +1,5 @@
 //! The directory in which maps and links outlive the agent:
-//! `<pin dir>/layout-<version>-<hash>/{maps,links,interfaces}/`.
+//! `<pin dir>/layout-<version>-<hash>/{maps,links,interfaces,to-pods}/`.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
 use super::OpenError;
+use super::programs::FrameWay;
 
 /// `BPF_FS_MAGIC`
 const BPF_FILE_SYSTEM: i64 = 0xcafe_4a11;
@@ -34,7 +35,8 @@ impl Pins {
         let layout = directory.join(layout);
         let lock = lock(directory)?;
         let pins = Self { directory: directory.to_owned(), layout, _lock: lock };
-        for path in [pins.maps(), pins.links(), pins.interfaces()] {
+        let interfaces = [FrameWay::FromPod, FrameWay::ToPod].map(|way| pins.interfaces(way));
+        for path in [pins.maps(), pins.links()].into_iter().chain(interfaces) {
             fs::create_dir_all(&path).map_err(|source| OpenError::Pin { path, source })?;
         }
         Ok(pins)
@@ -62,9 +64,12 @@ impl Pins {
         self.links().join(program)
     }
 
-    /// Where the links of `pod_interface` are, by interface index.
-    pub(super) fn interfaces(&self) -> PathBuf {
-        self.layout.join("interfaces")
+    /// Where the links of the program for frames of this way are, by interface index.
+    pub(super) fn interfaces(&self, way: FrameWay) -> PathBuf {
+        self.layout.join(match way {
+            FrameWay::FromPod => "interfaces",
+            FrameWay::ToPod => "to-pods",
+        })
     }
 
     /// Drops what agents of other layouts have left: to be called when the own is attached.

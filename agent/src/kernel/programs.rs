@@ -26,13 +26,31 @@ pub(super) enum Hook {
     /// The map of sockets.
     Sockets,
     /// The host's side of every pod's interface.
-    Interfaces,
+    Interfaces(FrameWay),
+}
+
+/// Which way a frame goes through the host's side of a pod's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FrameWay {
+    FromPod,
+    ToPod,
+}
+
+impl FrameWay {
+    /// As the host sees it.
+    fn attach_type(self) -> bpf_attach_type {
+        match self {
+            Self::FromPod => BPF_TCX_INGRESS,
+            Self::ToPod => BPF_TCX_EGRESS,
+        }
+    }
 }
 
 /// The map to which `redirect` is attached.
 pub(super) const SOCKETS: &str = "SOCKETS";
-/// The program on pods' interfaces.
-pub(super) const POD_INTERFACE: &str = "pod_interface";
+/// The programs on pods' interfaces.
+const ON_INTERFACES: [(&str, FrameWay); 2] =
+    [("pod_interface", FrameWay::FromPod), ("to_pod_interface", FrameWay::ToPod)];
 
 /// Every program that is attached for good, by name.
 const HOOKS: &[(&str, Hook)] = &[
@@ -53,7 +71,8 @@ const HOOKS: &[(&str, Hook)] = &[
     ("proxy_getsockopt", Hook::Proxy(BPF_CGROUP_GETSOCKOPT)),
     ("proxy_setsockopt", Hook::Proxy(BPF_CGROUP_SETSOCKOPT)),
     ("redirect", Hook::Sockets),
-    (POD_INTERFACE, Hook::Interfaces),
+    (ON_INTERFACES[0].0, Hook::Interfaces(ON_INTERFACES[0].1)),
+    (ON_INTERFACES[1].0, Hook::Interfaces(ON_INTERFACES[1].1)),
 ];
 
 /// A program as `status()` shows it.
@@ -151,8 +170,8 @@ pub(super) fn attach(
                 system::attach_to_map(descriptor, sockets.fd(), BPF_SK_MSG_VERDICT)
                     .map_err(failed(format!("map {SOCKETS}")))?;
             }
-            Hook::Interfaces => {
-                replaced += replace_on_interfaces(pins, descriptor)
+            Hook::Interfaces(way) => {
+                replaced += replace_on_interfaces(pins, *way, descriptor)
                     .map_err(failed("the pods' interfaces".to_owned()))?;
             }
         }
@@ -205,9 +224,9 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 /// Puts the program on the interfaces in the place of the earlier one; links of interfaces that
 /// are gone go too.
-fn replace_on_interfaces(pins: &Pins, program: impl AsFd) -> io::Result<usize> {
+fn replace_on_interfaces(pins: &Pins, way: FrameWay, program: impl AsFd) -> io::Result<usize> {
     let mut replaced = 0;
-    for entry in fs::read_dir(pins.interfaces())? {
+    for entry in fs::read_dir(pins.interfaces(way))? {
         let path = entry?.path();
         let link = system::open_pin(&path)?;
         let info = system::link_info(&link)?;
@@ -221,34 +240,50 @@ fn replace_on_interfaces(pins: &Pins, program: impl AsFd) -> io::Result<usize> {
     Ok(replaced)
 }
 
-/// Attaches `pod_interface` to the ingress of an interface, in front of the host's network
-/// stack, unless it is there already. The link is pinned.
+/// Attaches the programs for frames to an interface, between it and the host's network stack,
+/// where they are not there already. The links are pinned.
 pub(super) fn attach_to_interface(pins: &Pins, ebpf: &Ebpf, interface: u32) -> io::Result<()> {
-    let path = pins.interfaces().join(interface.to_string());
-    match system::open_pin(&path) {
-        Ok(link) if system::link_info(&link)?.interface == interface => return Ok(()),
-        Ok(_) => fs::remove_file(&path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    for (name, way) in ON_INTERFACES {
+        let path = pins.interfaces(way).join(interface.to_string());
+        match system::open_pin(&path) {
+            Ok(link) if system::link_info(&link)?.interface == interface => continue,
+            Ok(_) => fs::remove_file(&path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let program = ebpf
+            .program(name)
+            .ok_or_else(|| io::Error::other(format!("the object has no program {name}")))?
+            .fd()
+            .map_err(io::Error::other)?;
+        let link = system::create_link(program, Target::Interface(interface), way.attach_type())?;
+        system::pin(link, &path)?;
     }
-    let program = ebpf
-        .program(POD_INTERFACE)
-        .ok_or_else(|| io::Error::other("the object has no program pod_interface"))?
-        .fd()
-        .map_err(io::Error::other)?;
-    let link = system::create_link(program, Target::Interface(interface), BPF_TCX_INGRESS)?;
-    system::pin(link, &path)
+    Ok(())
 }
 
-/// Detaches `pod_interface` from an interface.
+/// Whether an interface has some of the programs for frames, and lacks others: an earlier agent
+/// had fewer, or attaching them failed half-way.
+pub(super) fn half_attached(pins: &Pins, interface: u32) -> bool {
+    let there = ON_INTERFACES
+        .iter()
+        .filter(|(_, way)| pins.interfaces(*way).join(interface.to_string()).exists())
+        .count();
+    there != 0 && there != ON_INTERFACES.len()
+}
+
+/// Detaches the programs for frames from an interface.
 pub(super) fn detach_from_interface(pins: &Pins, interface: u32) -> io::Result<()> {
-    remove_if_there(&pins.interfaces().join(interface.to_string()))
+    for (_, way) in ON_INTERFACES {
+        remove_if_there(&pins.interfaces(way).join(interface.to_string()))?;
+    }
+    Ok(())
 }
 
-/// The interfaces that have `pod_interface`.
-pub(super) fn interfaces(pins: &Pins) -> io::Result<Vec<u32>> {
+/// The interfaces that have the program for frames of this way.
+fn interfaces(pins: &Pins, way: FrameWay) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(pins.interfaces())? {
+    for entry in fs::read_dir(pins.interfaces(way))? {
         let link = system::open_pin(&entry?.path())?;
         let interface = system::link_info(&link)?.interface;
         if interface != 0 {
@@ -276,7 +311,7 @@ pub(super) fn status(
                 None => continue,
             },
             Hook::Sockets => format!("map {SOCKETS}"),
-            Hook::Interfaces => format!("{} interfaces", interfaces(pins)?.len()),
+            Hook::Interfaces(way) => format!("{} interfaces", interfaces(pins, *way)?.len()),
         };
         let id = system::program_id(descriptor)?;
         found.push(ProgramStatus { name: (*name).to_owned(), id, attached_to });

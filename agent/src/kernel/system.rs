@@ -248,10 +248,10 @@ pub(super) fn count_keys(map: impl AsFd, key_size: u32, limit: u32) -> io::Resul
     Ok(limit)
 }
 
-/// Makes a ring buffer something that can be waited for inside a tokio runtime.
+/// Makes a ring buffer or a socket something that can be waited for inside a tokio runtime.
 pub(super) fn wait_for<T: AsFd + AsRawFd + 'static>(owner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what is passed here (a ring buffer or its reader) owns its map, and with it one
-    // descriptor, for as long as it lives.
+    // SAFETY: what is passed here (a ring buffer or its reader, a socket) owns its descriptor, and
+    // that one alone, for as long as it lives.
     unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }.map_err(io::Error::from)
 }
 

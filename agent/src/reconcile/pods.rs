@@ -83,7 +83,7 @@ impl Reconciler {
         let pod = found.pod;
         let attached = found.interfaces.and_then(|interfaces| {
             for interface in interfaces {
-                if self.kernel.attached_interfaces().get(&interface) == Some(&pod) {
+                if self.kernel.is_attached(interface, pod) {
                     continue;
                 }
                 self.kernel.attach_interface(interface, pod).map_err(|error| error.to_string())?;

@@ -25,6 +25,7 @@ impl Reconciler {
         problems.extend(self.view.not_in_force());
         problems.extend(self.problems.bindings.iter().cloned());
         problems.extend(self.problems.cgroups.iter().cloned());
+        problems.extend(self.problems.addresses.iter().cloned());
         problems.extend(self.problems.cut.iter().cloned());
         problems.extend(self.lacking_certificates());
         let mut warnings: Vec<String> = self.view.warnings().collect();
@@ -140,7 +141,8 @@ impl Reconciler {
         for (pod, error) in &self.problems.interfaces {
             let name = self.outputs.snapshots.pod(*pod).map(|pod| pod.name.to_string());
             warnings.push(format!(
-                "Pod {}: frames that it sends by AF_PACKET are not checked: {error}",
+                "Pod {}: frames that it sends by AF_PACKET are not checked, and pings to it are not \
+                 judged: {error}",
                 name.unwrap_or_else(|| pod.to_string())
             ));
         }

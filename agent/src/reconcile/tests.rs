@@ -1,14 +1,16 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use weft_common::{POD_OF_THE_MESH, PodId};
 use weft_model::compile::{LocalPod, Tables};
 use weft_model::mesh::Name;
 
 use super::bindings::{Bindings, Changes};
+use super::own_node::OwnNode;
 use super::{identities, node_settings};
-use crate::flows::test_support::{mesh, pod};
+use crate::flows::test_support::{mesh, pod, service};
 use crate::kernel::{CgroupEvent, PodCgroup, Settings};
 
 fn cgroup(uid: &str, id: u64) -> PodCgroup {
@@ -109,4 +111,27 @@ fn the_proxy_listens_at_the_first_address_of_each_family() {
     assert_eq!(settings.node_v6.map(IpAddr::V6), "2001:db8::1".parse().ok());
     let elsewhere = node_settings(&settings, &mesh, "n2");
     assert_eq!((elsewhere.node_v4, elsewhere.node_v6), (None, None::<Ipv6Addr>));
+}
+
+#[test]
+fn the_node_has_its_interfaces_addresses_behind_those_of_its_manifest() {
+    let node = "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-a\nstatus:\n  \
+                addresses:\n  - {type: InternalIP, address: 192.168.0.7}\n";
+    let text = [node, &pod("web", "node-a", &["10.244.1.2"]), &service("web", "10.96.0.1")];
+    let declared = Arc::new(mesh(&text.concat()));
+    let mut own = OwnNode::default();
+    assert!(Arc::ptr_eq(&own.added_to(&declared, "node-a"), &declared));
+
+    // An address of a pod, and a service's, stay theirs.
+    let read = ["10.244.1.1", "10.244.1.2", "10.96.0.1", "192.168.0.7", "fd00::1"];
+    let read: BTreeSet<IpAddr> = read.iter().map(|one| one.parse().unwrap()).collect();
+    assert!(own.set(read.clone()));
+    assert!(!own.set(read));
+    let made = own.added_to(&declared, "node-a");
+    let addresses: Vec<String> =
+        made.nodes["node-a"].addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["192.168.0.7", "10.244.1.1", "fd00::1"]);
+    assert!(Arc::ptr_eq(&own.added_to(&declared, "node-a"), &made));
+    let elsewhere = Arc::new(mesh(&pod("web", "node-a", &["10.244.1.2"])));
+    assert!(Arc::ptr_eq(&own.added_to(&elsewhere, "node-a"), &elsewhere), "it has no Node");
 }

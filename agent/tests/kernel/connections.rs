@@ -154,8 +154,11 @@ fn finds_the_interface_of_a_pod_and_hooks_it() {
     host.enter(|| kernel.attach_interface(interface, Node::SERVER).unwrap()).unwrap();
     assert_eq!(kernel.attached_interfaces().get(&interface), Some(&Node::SERVER));
     let shown = kernel.status().unwrap();
-    let shown = shown.programs.iter().find(|one| one.name == "pod_interface").unwrap();
-    assert_eq!(shown.attached_to, "1 interfaces");
+    assert!(kernel.is_attached(interface, Node::SERVER));
+    for name in ["pod_interface", "to_pod_interface"] {
+        let shown = shown.programs.iter().find(|one| one.name == name).unwrap();
+        assert_eq!(shown.attached_to, "1 interfaces", "{name}");
+    }
     kernel.detach_interface(interface).unwrap();
     assert!(kernel.attached_interfaces().is_empty());
     waiting.kill();
