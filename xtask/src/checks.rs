@@ -33,16 +33,17 @@ pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
     );
     checks.programs_clippy();
     checks.deny();
-    checks.test(
-        "unit tests",
-        cargo(&["test", "--locked", "--workspace", "--exclude", END_TO_END, "--no-fail-fast"]),
-    );
+    // Some crates have tests on the test cluster too, which starts what was built above.
+    let tests = |arguments: &[&str]| {
+        let mut command = cargo(&["test", "--locked", "--no-fail-fast"]);
+        command.args(arguments).env(artifacts::BINARIES, artifacts::folder());
+        command
+    };
+    checks.test("unit tests", tests(&["--workspace", "--exclude", END_TO_END]));
     if no_end_to_end {
         checks.skip("end-to-end tests", "left out as asked");
     } else if rustix::process::geteuid().is_root() {
-        let mut command = cargo(&["test", "--locked", "--package", END_TO_END, "--no-fail-fast"]);
-        command.env("WEFT_BIN_DIR", artifacts::folder());
-        checks.test("end-to-end tests", command);
+        checks.test("end-to-end tests", tests(&["--package", END_TO_END]));
     } else {
         checks.note(
             "end-to-end tests",
