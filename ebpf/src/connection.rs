@@ -89,6 +89,7 @@ pub fn begin(record: &mut Connection) {
     record.low_held = 1;
     record.high_held = 1;
     record.opened = unsafe { bpf_ktime_get_ns() };
+    record.charged = 1;
     charge(record, 1);
     report(FlowKind::Open, record, None);
 }
@@ -111,7 +112,7 @@ pub fn end(key: &ConnectionKey, record: *mut Connection, bytes_out: u64, bytes_i
         opened,
     };
     report(FlowKind::Close, record, Some(&totals));
-    charge(unsafe { &*record }, u64::MAX);
+    give_back(record);
     let _ = CONNECTIONS.remove(key);
 }
 
@@ -147,10 +148,21 @@ pub fn report(kind: FlowKind, record: *mut Connection, totals: Option<&Totals>) 
 /// The pod against which a record counts.
 #[inline(always)]
 pub fn owner(record: &Connection) -> PodId {
-    if record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) != 0 {
-        record.server
-    } else {
-        record.origin.pod
+    if counts_against_server(record) { record.server } else { record.origin.pod }
+}
+
+/// Whether it is the server's pod against which a record counts.
+#[inline(always)]
+pub fn counts_against_server(record: &Connection) -> bool {
+    record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) != 0
+}
+
+/// Counts a record off, once. A pod that has closed its socket does not wait for the other end,
+/// which could use up its share by never closing.
+#[inline(always)]
+pub fn give_back(record: *mut Connection) {
+    if atomic::swap(unsafe { &raw mut (*record).charged }, 0) != 0 {
+        charge(unsafe { &*record }, u64::MAX);
     }
 }
 
@@ -158,7 +170,7 @@ pub fn owner(record: &Connection) -> PodId {
 fn charge(record: &Connection, number: u64) {
     let Some(usage) = flow::usage(owner(record)) else { return };
     let counter = unsafe {
-        if record.flags & (CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY) != 0 {
+        if counts_against_server(record) {
             &raw mut (*usage).accepted
         } else {
             &raw mut (*usage).connections

@@ -4,13 +4,17 @@
 //! itself redirected: the kernel lets a reader have redirected bytes before those that TCP holds.
 //! What a direction's state is, only its own sender writes.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use core::ptr::read_volatile;
+
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use weft_common::{
     CONFIG_ACCELERATE, CONFIG_UNBOUNDED, CONNECTION_ACCELERATE, Config, Connection, Counter,
+    HELD_FOR_GOOD,
 };
 
+use crate::atomic;
 use crate::connection;
 use crate::context;
 use crate::maps::{OFFSETS, SOCKETS};
@@ -22,6 +26,9 @@ const PASS: u32 = 1;
 const DROP: u32 = 0;
 /// Redirect into the receive queue of the other socket.
 const INGRESS: u64 = 1;
+/// What began this long ago (33 ms) is in the reader's queue. Far more than it takes, for a
+/// sender may lose its CPU meanwhile, and the clock's ticks are up to 10 ms apart.
+const SETTLING: u64 = 1 << 25;
 
 #[sk_msg]
 pub fn redirect(ctx: SkMsgContext) -> u32 {
@@ -68,6 +75,11 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
     if offsets.rmem_alloc == 0 {
         return false;
     }
+    // Before it looks whether it may: see `end_redirection`.
+    atomic::swap(began(record, low), unsafe { bpf_ktime_get_coarse_ns() });
+    if held_for_good(record, low) {
+        return false;
+    }
     if held(record, low) {
         let drained = equal(sender, offsets.snd_una, offsets.write_seq)
             && equal(reader, offsets.copied_seq, offsets.rcv_nxt);
@@ -95,6 +107,55 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
         return false;
     }
     true
+}
+
+/// Nothing has been sent yet, so nothing is in TCP.
+#[inline(always)]
+pub fn begin_redirection(record: *mut Connection, low: bool) {
+    if !held_for_good(record, low) {
+        set_held(record, low, 0);
+    }
+}
+
+/// Ends redirection of what an end sends, for good. To be called with its reader's socket locked.
+/// False, and nothing has changed, where the reader may have redirected bytes to read, or get.
+///
+/// The sender says that it has begun before it looks whether it may, and here it is the other way
+/// round, with a full barrier between the two at both ends: so either the sender sees that it may
+/// not, or it is seen here.
+#[inline(never)]
+pub fn end_redirection(record: *mut Connection, low: bool) -> bool {
+    let reader = connection::socket_at(record, !low);
+    let began = began(record, low);
+    if !settled(reader, unsafe { read_volatile(began) }) {
+        return false;
+    }
+    set_held(record, low, HELD_FOR_GOOD);
+    if settled(reader, atomic::fetch_add(began, 0)) {
+        return true;
+    }
+    set_held(record, low, 1);
+    false
+}
+
+/// Whether a reader has read all that was redirected to it, where that last began then. What has
+/// just begun may not be in its queue yet, and no program runs when it is.
+#[inline(always)]
+fn settled(reader: u64, began: u64) -> bool {
+    if began == 0 {
+        return true;
+    }
+    // Where redirected bytes may not be charged to the reader, nobody knows.
+    let Some(config) = tables::config() else { return false };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    config.flags & CONFIG_UNBOUNDED == 0
+        && now.saturating_sub(began) > SETTLING
+        && field(reader, OFFSETS.load().rmem_alloc) == Some(0)
+}
+
+#[inline(always)]
+fn began(record: *mut Connection, low: bool) -> *mut u64 {
+    unsafe { if low { &raw mut (*record).low_began } else { &raw mut (*record).high_began } }
 }
 
 /// Whether two fields of a `tcp_sock` are known to be equal.
@@ -125,9 +186,16 @@ fn held(record: *mut Connection, low: bool) -> bool {
     unsafe { if low { (*record).low_held != 0 } else { (*record).high_held != 0 } }
 }
 
+#[inline(always)]
+fn held_for_good(record: *mut Connection, low: bool) -> bool {
+    let held =
+        unsafe { if low { &raw const (*record).low_held } else { &raw const (*record).high_held } };
+    unsafe { read_volatile(held) == HELD_FOR_GOOD }
+}
+
 /// Says whether bytes of a direction are in TCP, or may be.
 #[inline(always)]
-pub fn set_held(record: *mut Connection, low: bool, value: u8) {
+fn set_held(record: *mut Connection, low: bool, value: u8) {
     unsafe {
         if low {
             (*record).low_held = value;

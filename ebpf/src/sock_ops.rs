@@ -2,13 +2,15 @@
 //! record goes with them.
 
 use core::ffi::c_void;
-use core::ptr::read_volatile;
+use core::ptr::{self, read_volatile};
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::{
+    bpf_map_delete_elem, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
+};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use weft_common::{
@@ -29,6 +31,8 @@ use crate::verdict::{self, Between};
 
 /// The program has no opinion on what the kernel asks it.
 const OK: u32 = 1;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_FIN_WAIT1: u32 = 4;
 const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
 const TCP_CLOSE_WAIT: u32 = 8;
@@ -80,6 +84,8 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
             };
             if to == TCP_CLOSE {
                 closed::<PROXY>(ops, socket, from);
+            } else if !PROXY && from == TCP_ESTABLISHED && to == TCP_FIN_WAIT1 {
+                finishing(ops, socket);
             }
         }
     }
@@ -206,7 +212,7 @@ fn active<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     let own = connection::socket_at(record, low);
     let acknowledged = unsafe { read_volatile(&raw const (*ops).snd_una) };
     if sk_msg::written(own) == Some(acknowledged) {
-        sk_msg::set_held(record, low, 0);
+        sk_msg::begin_redirection(record, low);
     }
 }
 
@@ -256,7 +262,7 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     watch_state(ops);
     // It has sent nothing yet: its process does not have it.
     if flags & CONNECTION_ACCELERATE != 0 && join(ops, socket, &key) {
-        sk_msg::set_held(joined, low, 0);
+        sk_msg::begin_redirection(joined, low);
     }
     true
 }
@@ -348,6 +354,31 @@ fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) -> bool {
     SOCKETS.update(&mut key, unsafe { &mut *ops }, 0).is_ok()
 }
 
+/// A pod's socket is about to send its FIN, and its process may go on reading. A reader of a
+/// joined socket that is woken and finds nothing gets EAGAIN, though it blocks, and the FIN's
+/// acknowledgement is what wakes it. So it gets a plain socket back. This runs inside of
+/// `shutdown`, with the socket locked. The proxy's sockets do not block.
+#[inline(never)]
+fn finishing(ops: *mut bpf_sock_ops, socket: *mut c_void) {
+    let Some(state) = state_of::<false>(socket) else { return };
+    if state.flags & SOCKET_RECORDED == 0 {
+        return;
+    }
+    let key = context::socket_of_ops(ops);
+    let (connection, low) = key.connection();
+    let Some(record) = connection::find(&connection) else { return };
+    let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
+    if unsafe { (*record).flags } & CONNECTION_ACCELERATE == 0
+        || connection::socket_at(record, low) != own
+    {
+        return;
+    }
+    if sk_msg::end_redirection(record, !low) {
+        let sockets = ptr::from_ref(&SOCKETS).cast_mut().cast::<c_void>();
+        unsafe { bpf_map_delete_elem(sockets, ptr::from_ref(&key).cast()) };
+    }
+}
+
 /// A socket is closed, or will not be connected.
 #[inline(never)]
 fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: u32) {
@@ -364,12 +395,16 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
         // It belongs to a later connection with the same endpoints.
         return;
     }
+    let client = connection::client_is_low(record) == low;
+    // While its socket is in the record, the other end leaves it alone.
+    if client != connection::counts_against_server(unsafe { &*record }) {
+        connection::give_back(record);
+    }
     release(record, low);
     if connection::socket_at(record, !low) != 0 {
         // The other end will report and remove it.
         return;
     }
-    let client = connection::client_is_low(record) == low;
     // Sequence numbers count SYN and FIN, too.
     let fin_acked = matches!(from, TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING) as u64;
     let fin_received =

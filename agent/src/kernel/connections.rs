@@ -103,11 +103,17 @@ impl Kernel {
             // In the meantime it may have been closed, or marked.
             match map.get(&one.key, 0) {
                 Ok(now) if now.flags & CONNECTION_CUT != 0 => marked.push(one),
-                Ok(_) if map.insert(one.key, one.connection, ONLY_OLD).is_ok() => {
-                    self.cut_events.push(one.event());
-                    marked.push(one);
+                Ok(now) => {
+                    // Its sockets, and what is counted, may have changed since it was read.
+                    let Connection { decision, generation, .. } = one.connection;
+                    let flags = now.flags | CONNECTION_CUT;
+                    let marks = Connection { decision, generation, flags, ..now };
+                    if map.insert(one.key, marks, ONLY_OLD).is_ok() {
+                        self.cut_events.push(one.event());
+                        marked.push(one);
+                    }
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         self.destroy(&marked)?;

@@ -141,7 +141,8 @@ pub struct Connection {
     pub path: u8,
     /// `CONNECTION_*` bits.
     pub flags: u8,
-    /// Non-zero where bytes from the lower end are in TCP and must be read before redirection.
+    /// 1 where bytes from the lower end are in TCP and must be read before redirection;
+    /// [`HELD_FOR_GOOD`] where its reader is joined no more; else 0.
     pub low_held: u8,
     /// The same for bytes from the higher end.
     pub high_held: u8,
@@ -158,7 +159,17 @@ pub struct Connection {
     pub low_bytes: u64,
     /// Bytes redirected from the higher end.
     pub high_bytes: u64,
+    /// When the lower end last began to send what might be redirected
+    /// (`bpf_ktime_get_coarse_ns`); 0 if it never did.
+    pub low_began: u64,
+    /// The same of the higher end.
+    pub high_began: u64,
+    /// 1 while it counts against its pod's share: until the socket of that pod closes.
+    pub charged: u64,
 }
+
+/// No byte of a direction is redirected any more.
+pub const HELD_FOR_GOOD: u8 = 2;
 
 /// The client is the lower end.
 pub const CONNECTION_CLIENT_LOW: u8 = 1;

@@ -169,11 +169,21 @@ fn a_pod_may_turn_acceleration_off() -> Result<()> {
 /// A client that has said all it has to say, and blocks in a read until the answer comes.
 #[test]
 fn a_client_that_has_half_closed_waits_for_its_answer() -> Result<()> {
+    const REPEAT: &str = "5";
     let Some(shop) = open()? else { return Ok(()) };
     let _servers = both(&shop, &["--mode", "late", "--quiet"])?;
+    let client = shop.cluster.pod("shop/client")?;
     for (path, to) in targets(&shop)? {
-        let outcome = shop.connect_with("shop/client", to, &["--send", "hello", "--read"])?;
-        ensure!(outcome["answer"] == "hello", "{path} {to}: {outcome}");
+        let arguments = [&to.to_string(), "--send", "hello", "--read", "--repeat", REPEAT];
+        let run = || client.tool("connect")?.args(arguments).spawn();
+        let runs = (0..10).map(|_| run()).collect::<Result<Vec<_>>>()?;
+        for mut run in runs {
+            ensure!(run.wait(LONG)?.success(), "{}", run.stderr());
+            let outcomes = run.json();
+            ensure!(outcomes.len().to_string() == REPEAT, "{path} {to}: {outcomes:?}");
+            let answered = outcomes.iter().all(|outcome| outcome["answer"] == "hello");
+            ensure!(answered, "{path} {to}: {outcomes:?}");
+        }
     }
     Ok(())
 }
