@@ -20,6 +20,7 @@ mod hooks;
 mod installed;
 mod interfaces;
 mod judgement;
+mod lagging;
 mod namespace;
 mod netlink;
 mod object;
@@ -49,6 +50,7 @@ pub use status::{MapStatus, Status};
 pub use tables::Applied;
 
 use flows::CutEvents;
+use lagging::ReaderWaker;
 use pins::Pins;
 use programs::SOCKETS;
 use resize::Resized;
@@ -69,6 +71,8 @@ pub struct Kernel {
     cut_events: CutEvents,
     acceleration: Acceleration,
     adopted: bool,
+    /// At work until this is dropped.
+    _waker: Option<ReaderWaker>,
 }
 
 impl Kernel {
@@ -88,8 +92,7 @@ impl Kernel {
         let pins = Pins::open(&options.pin_dir, &object::layout(&maps))?;
         let kept: BTreeMap<String, u32> =
             maps.into_iter().map(|(name, (_, size))| (name, size)).collect();
-        let (acceleration, offsets) = acceleration::decide(options.acceleration);
-        tracing::info!(state = ?acceleration.state, reason = acceleration.reason, "acceleration");
+        let (mut acceleration, offsets) = acceleration::decide(options.acceleration);
 
         let adopted = pins.map("CONFIG").exists();
         let resized = Resized::plan(&pins, &kept, &options.map_sizes)?;
@@ -98,6 +101,11 @@ impl Kernel {
         };
         let mut ebpf = load_maps(&options, &kept, path_of, &offsets)?;
         programs::load(&mut ebpf, &options)?;
+        let iterator = lagging::load(&mut ebpf);
+        if let Err(lacks) = &iterator {
+            acceleration = acceleration.without_waking(lacks);
+        }
+        tracing::info!(state = ?acceleration.state, reason = acceleration.reason, "acceleration");
 
         let mut config = array(open_map(&pins, "CONFIG")?)?;
         let before: Config = config.get(&0, 0).map_err(map_error("CONFIG"))?;
@@ -114,6 +122,13 @@ impl Kernel {
         let replaced = programs::attach(&ebpf, &open_map(&pins, SOCKETS)?, &pins, &options)?;
         resized.finish(&pins)?;
         pins.remove_other_layouts()?;
+        let waker = match iterator {
+            Ok(iterator) => {
+                let map = |name| open_map(&pins, name);
+                Some(ReaderWaker::start(iterator, &options.pods_cgroup, map)?)
+            }
+            Err(_) => None,
+        };
         tracing::info!(adopted, replaced, "the eBPF programs are attached");
         Ok(Self {
             options,
@@ -127,6 +142,7 @@ impl Kernel {
             cut_events: CutEvents::default(),
             acceleration,
             adopted,
+            _waker: waker,
         })
     }
 

@@ -13,6 +13,7 @@ mod fragment;
 mod getpeername;
 mod identity;
 mod interface;
+mod lagging;
 mod maps;
 mod packet;
 mod pod_packet;

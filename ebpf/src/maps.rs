@@ -8,8 +8,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, 
 use weft_common::{
     Address, AddressEntry, Affinity, AffinityKey, BackendKey, COUNTERS as COUNTER_COUNT, Config,
     Connection, ConnectionKey, Datagram, DatagramKey, DatagramSlot, DatagramSlotKey, Decision,
-    Endpoint, Fragment, FragmentKey, Offsets, Pod, PodId, PodUse, PolicyEntry, PolicyKey, PortKey,
-    Service, ServiceKey, SocketKey, SocketState, Translations,
+    Endpoint, Fragment, FragmentKey, Lagging, Offsets, Pod, PodId, PodUse, PolicyEntry, PolicyKey,
+    PortKey, Service, ServiceKey, SocketKey, SocketState, Translations,
 };
 
 /// Memory is taken when an entry is made, not when the map is.
@@ -52,6 +52,9 @@ pub static CONNECTIONS: HashMap<ConnectionKey, Connection> =
 pub static BLANK: Array<Connection> = Array::with_max_entries(1, 0);
 #[map]
 pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(262_144, 0);
+/// Readers to be woken, by the address of their `tcp_sock`.
+#[map]
+pub static LAGGING: HashMap<u64, Lagging> = HashMap::with_max_entries(262_144, LAZY);
 #[btf_map]
 pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
 /// The services that a socket has sent datagrams to.

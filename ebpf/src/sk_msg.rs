@@ -10,13 +10,14 @@ use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use weft_common::{
-    CONFIG_ACCELERATE, CONFIG_UNBOUNDED, CONNECTION_ACCELERATE, Config, Connection, Counter,
-    HELD_FOR_GOOD,
+    CONFIG_ACCELERATE, CONFIG_UNBOUNDED, CONNECTION_ACCELERATE, Config, Connection, ConnectionKey,
+    Counter, HELD_FOR_GOOD,
 };
 
 use crate::atomic;
 use crate::connection;
 use crate::context;
+use crate::lagging;
 use crate::maps::{OFFSETS, SOCKETS};
 use crate::tables;
 
@@ -40,12 +41,12 @@ pub fn redirect(ctx: SkMsgContext) -> u32 {
         return DROP;
     }
     if !may_redirect(config, record, low, ctx.size()) {
-        set_held(record, low, 1);
+        hold(&key, record, low);
         return PASS;
     }
     if SOCKETS.redirect_msg(&ctx, &mut own.reversed(), INGRESS) as u32 != PASS {
         // The other process has closed its socket: TCP will say so.
-        set_held(record, low, 1);
+        hold(&key, record, low);
         return PASS;
     }
     let size = u64::from(ctx.size());
@@ -87,6 +88,8 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
             tables::count(Counter::HeldByOrder);
             return false;
         }
+        // Before anything is redirected: see `lagging`.
+        lagging::forget(reader);
         set_held(record, low, 0);
     }
     if config.flags & CONFIG_UNBOUNDED != 0 {
@@ -109,6 +112,15 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
     true
 }
 
+/// From now on the direction's bytes go to TCP.
+#[inline(always)]
+fn hold(key: &ConnectionKey, record: *mut Connection, low: bool) {
+    if !held(record, low) {
+        lagging::remember(key, record, low);
+        set_held(record, low, 1);
+    }
+}
+
 /// Nothing has been sent yet, so nothing is in TCP.
 #[inline(always)]
 pub fn begin_redirection(record: *mut Connection, low: bool) {
@@ -124,7 +136,7 @@ pub fn begin_redirection(record: *mut Connection, low: bool) {
 /// round, with a full barrier between the two at both ends: so either the sender sees that it may
 /// not, or it is seen here.
 #[inline(never)]
-pub fn end_redirection(record: *mut Connection, low: bool) -> bool {
+pub fn end_redirection(key: &ConnectionKey, record: *mut Connection, low: bool) -> bool {
     let reader = connection::socket_at(record, !low);
     let began = began(record, low);
     if !settled(reader, unsafe { read_volatile(began) }) {
@@ -134,6 +146,7 @@ pub fn end_redirection(record: *mut Connection, low: bool) -> bool {
     if settled(reader, atomic::fetch_add(began, 0)) {
         return true;
     }
+    lagging::remember(key, record, low);
     set_held(record, low, 1);
     false
 }
@@ -177,7 +190,7 @@ pub fn written(socket: u64) -> Option<u32> {
 }
 
 #[inline(always)]
-fn field(socket: u64, offset: u32) -> Option<u32> {
+pub fn field(socket: u64, offset: u32) -> Option<u32> {
     unsafe { bpf_probe_read_kernel((socket + u64::from(offset)) as *const u32) }.ok()
 }
 

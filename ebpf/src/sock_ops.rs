@@ -24,6 +24,7 @@ use weft_common::{
 use crate::atomic;
 use crate::connection;
 use crate::context::{self, TCP};
+use crate::lagging;
 use crate::maps::SOCKETS;
 use crate::sk_msg;
 use crate::tables;
@@ -373,7 +374,7 @@ fn finishing(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     {
         return;
     }
-    if sk_msg::end_redirection(record, !low) {
+    if sk_msg::end_redirection(&connection, record, !low) {
         let sockets = ptr::from_ref(&SOCKETS).cast_mut().cast::<c_void>();
         unsafe { bpf_map_delete_elem(sockets, ptr::from_ref(&key).cast()) };
     }
@@ -401,6 +402,7 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
         connection::give_back(record);
     }
     release(record, low);
+    lagging::forget(own);
     if connection::socket_at(record, !low) != 0 {
         // The other end will report and remove it.
         return;

@@ -50,6 +50,25 @@ pub struct Acceleration {
     pub reason: String,
 }
 
+impl Acceleration {
+    /// What becomes of it where readers cannot be woken: off, unless the settings insist.
+    pub(super) fn without_waking(self, lacks: &str) -> Self {
+        match self.state {
+            AccelerationState::On => Self {
+                state: AccelerationState::Off,
+                reason: format!(
+                    "readers that take a short read to mean that there is no more could sleep on \
+                     bytes that are there: {lacks} (Linux 5.15 has what it needs)"
+                ),
+            },
+            AccelerationState::Unbounded => {
+                Self { reason: format!("{}; {lacks}", self.reason), ..self }
+            }
+            AccelerationState::Off => self,
+        }
+    }
+}
+
 /// Decides, and says where the kernel keeps what the programs look at (all zero where
 /// acceleration is off).
 pub(super) fn decide(mode: AccelerationMode) -> (Acceleration, Offsets) {

@@ -51,6 +51,9 @@ pub enum OpenError {
         /// Why not.
         source: Box<aya::maps::MapError>,
     },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[source] io::Error),
     /// A program cannot be attached.
     #[error("the eBPF program {name} cannot be attached to {to}: {source}")]
     Attach {

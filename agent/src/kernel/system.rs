@@ -24,6 +24,8 @@ pub(super) enum Target<'a> {
     Cgroup(BorrowedFd<'a>),
     /// A network interface of the calling thread's namespace.
     Interface(u32),
+    /// Nowhere: it runs when it is told to.
+    Nothing,
 }
 
 /// What the kernel says of a link.
@@ -103,9 +105,18 @@ pub(super) fn create_link(
         Target::Interface(index) => {
             attributes.link_create.__bindgen_anon_2.target_ifindex = index;
         }
+        Target::Nothing => {}
     }
     attributes.link_create.attach_type = attach_type as u32;
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// Opens what runs an iterator's program, in the network namespace of the calling thread, when it
+/// is read.
+pub(super) fn create_iterator(link: impl AsFd) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.iter_create.link_fd = raw(&link);
+    bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned)
 }
 
 /// Replaces the program of a link, atomically.

@@ -171,6 +171,23 @@ pub struct Connection {
 /// No byte of a direction is redirected any more.
 pub const HELD_FOR_GOOD: u8 = 2;
 
+/// A reader that has redirected bytes before it and bytes of TCP behind those. The kernel tells
+/// it of each once, and gives it the former alone: one that takes a short read to mean that there
+/// is no more would sleep on the rest. The agent wakes it. Value of the map `LAGGING`, by the
+/// address of the reader's `tcp_sock`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lagging {
+    /// Its connection.
+    pub key: ConnectionKey,
+    /// The pod in whose network namespace it is; 0: the node's, where the proxy is.
+    pub pod: PodId,
+    /// The sequence number of the first byte of TCP. A reader that has read it has none before it.
+    pub since: u32,
+    /// 1 where it is the lower end, else 0.
+    pub low: u32,
+}
+
 /// The client is the lower end.
 pub const CONNECTION_CLIENT_LOW: u8 = 1;
 /// The client's identity is proven: attested by this kernel, or verified by the proxy.
@@ -188,4 +205,4 @@ pub const CONNECTION_CUT: u8 = 1 << 6;
 /// Its client is elsewhere: the server's end made the record.
 pub const CONNECTION_ACCEPTED: u8 = 1 << 7;
 
-crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection);
+crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection, Lagging);

@@ -74,6 +74,34 @@ fn readers_that_trust_a_short_read_get_everything() -> Result<()> {
     Ok(())
 }
 
+/// The agent wakes such readers; one that comes back wakes those that sleep.
+#[test]
+fn the_next_agent_wakes_readers_that_trusted_a_short_read() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let client = shop.cluster.pod("shop/client")?;
+    let server = shop.serve_with("shop/near", &["--mode", "edge-words", "--quiet"])?;
+    let near = shop.cluster.pod("shop/near")?.v4(PORT).to_string();
+    let node = shop.mesh.node("node-a")?;
+    node.kill_agent();
+    let mut asleep = Vec::new();
+    for kib in (64..400).step_by(12) {
+        let mut run = client.tool("words")?.args([&near, "--kib", &kib.to_string()]).spawn()?;
+        // Far longer than one takes that is not asleep.
+        if run.wait(Duration::from_secs(1)).is_err() {
+            asleep.push(run);
+        }
+    }
+    eprintln!("asleep without an agent: {}", asleep.len());
+    node.start_agent()?;
+    node.await_ready()?;
+    for mut run in asleep {
+        ensure!(run.wait(Duration::from_secs(10))?.success(), "{}", run.stderr());
+    }
+    let lines = server.json();
+    ensure!(lines.iter().all(|line| line["in_order"] != false), "{lines:?}");
+    Ok(())
+}
+
 /// How much a writer may push to a peer that never reads is bounded.
 #[test]
 fn a_writer_to_a_peer_that_never_reads_is_held_back() -> Result<()> {
