@@ -8,16 +8,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     // What tools print as JSON. Nothing of proxy.proto: it carries keys.
     let mut builder = tonic_prost_build::configure();
-    for message in [
-        "Peer",
-        "Flow",
-        "Rule",
-        "StatusResponse",
-        "MapUse",
-        "Program",
-        "ExplainResponse",
-        "Step",
-    ] {
+    for message in
+        ["Peer", "Flow", "Rule", "StatusResponse", "MapUse", "Program", "ExplainResponse", "Step"]
+    {
         builder = builder.type_attribute(
             format!("weft.v1.{message}"),
             "#[derive(::serde::Serialize, ::serde::Deserialize)] #[serde(default)]",
