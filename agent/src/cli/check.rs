@@ -92,19 +92,12 @@ fn kernel_version() -> Finding {
     let release = release.trim().to_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 13) => {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 6) => {
             Finding::ok(CHECK, release)
         }
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 6) => Finding::warning(
-            CHECK,
-            format!("{release}: unread bytes cannot be bounded before 6.13, so no acceleration"),
-        ),
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 1) => Finding::warning(
             CHECK,
-            format!(
-                "{release}: no tcx before 6.6, so frames sent by AF_PACKET are not checked; no \
-                 acceleration before 6.13"
-            ),
+            format!("{release}: no tcx before 6.6, so frames sent by AF_PACKET are not checked"),
         ),
         (Some(Ok(_)), Some(Ok(_))) => {
             Finding::missing(CHECK, format!("{release}: Weft is tested from Linux 6.1 on"))

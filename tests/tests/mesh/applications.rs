@@ -121,16 +121,8 @@ fn a_writer_to_a_peer_that_never_reads_is_held_back() -> Result<()> {
 }
 
 /// Uses of sockets that must work wherever the connection goes.
-const WAYS: [&str; 8] = [
-    "peek",
-    "fionread",
-    "linger",
-    "epoll",
-    "io-uring",
-    "low-water-mark",
-    "urgent",
-    "timeout",
-];
+const WAYS: [&str; 8] =
+    ["peek", "fionread", "linger", "epoll", "io-uring", "low-water-mark", "urgent", "timeout"];
 /// What the kernel does otherwise for sockets that it has joined below TCP (Linux 6.18,
 /// `net/ipv4/tcp_bpf.c`): splice(2) does not see redirected bytes, MSG_WAITALL returns with what
 /// there is, and a thread that is blocked in recv(2) while another one sends or shuts down may
