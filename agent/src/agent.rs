@@ -4,6 +4,7 @@ mod notify;
 mod ready;
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,17 +12,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
 use weft_model::mesh;
 use weft_proto::v1::observer_server::ObserverServer;
 use weft_proto::v1::proxy_config_server::ProxyConfigServer;
 
-use crate::api::{Allowed, Listener, ObserverService, ProxyPorts, ProxyService, ProxyState};
+use crate::api::{Allowed, Ask, Listener, ObserverService, ProxyPorts, ProxyService, ProxyState};
 use crate::ca::{Authority, WorkloadCertificates};
 use crate::flows::FlowRing;
-use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel};
+use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel, ProxyCgroup};
 use crate::reconcile::{Outputs, Reconciler};
 use crate::snapshot::Snapshots;
 use crate::source::Directory;
@@ -113,10 +116,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         same_node_mtls: config.kernel.settings.same_node_mtls,
         flows: flows.clone(),
         snapshots: snapshots.clone(),
-        ask,
+        ask: ask.clone(),
     };
     let proxy_listener =
         bind(&proxy_socket(&config.run_dir), Allowed { uid: config.proxy_user }).await?;
+    let proxies = proxies(proxy_listener, &config, ask);
     let observer_listener = bind(&observer_socket(&config.run_dir), Allowed { uid: None }).await?;
 
     let mut reconciler = Reconciler::new(
@@ -148,7 +152,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         tokio::spawn(async move {
             let served = Server::builder()
                 .add_service(ProxyConfigServer::new(proxy))
-                .serve_with_incoming(proxy_listener.incoming())
+                .serve_with_incoming(proxies)
                 .await;
             report("the proxy's configuration", served);
         }),
@@ -173,6 +177,45 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     drop(reconciler);
     tracing::info!("stopped; the policy stays in force (`weft uninstall` would remove it)");
     Ok(())
+}
+
+/// The connections of the proxy. Where its cgroup is not known beforehand, the programs of it are
+/// attached before it hears anything.
+fn proxies(
+    listener: Listener,
+    config: &AgentConfig,
+    ask: mpsc::Sender<Ask>,
+) -> impl Stream<Item = io::Result<UnixStream>> + use<> {
+    let awaited = config.kernel.proxy_cgroup == ProxyCgroup::Awaited;
+    let user = config.proxy_user;
+    let announced = listener.incoming().then(move |connected| {
+        let ask = ask.clone();
+        async move {
+            let connected = connected.ok()?;
+            let peer = connected.peer_cred().ok()?;
+            // Root may ask, too, and is not the proxy.
+            if awaited
+                && Some(peer.uid()) == user
+                && let Err(reason) = attach_proxy(&ask, peer.pid()).await
+            {
+                tracing::error!(reason, "refused who connected as the proxy");
+                return None;
+            }
+            Some(connected)
+        }
+    });
+    announced.filter_map(|connected| connected.map(Ok))
+}
+
+async fn attach_proxy(ask: &mpsc::Sender<Ask>, process: Option<i32>) -> Result<(), String> {
+    let process = process
+        .and_then(|process| u32::try_from(process).ok())
+        .filter(|process| *process != 0)
+        .ok_or("its process is in a pid namespace that the agent does not see (hostPID)")?;
+    let (answer, answered) = oneshot::channel();
+    let stopping = || "the agent stops".to_owned();
+    ask.send(Ask::ProxyConnected { process, answer }).await.map_err(|_| stopping())?;
+    answered.await.map_err(|_| stopping())?
 }
 
 /// Keeps other agents away from the directory for as long as the file is open.

@@ -45,7 +45,7 @@ pub use hooks::{HookedProgram, programs_on_hooks};
 pub use installed::Installed;
 pub use offsets::{OffsetsError, of_this_kernel as offsets_of_this_kernel};
 pub use programs::ProgramStatus;
-pub use settings::{MapSizes, Options, Settings};
+pub use settings::{MapSizes, Options, ProxyCgroup, Settings};
 pub use status::{MapStatus, Status};
 pub use tables::Applied;
 
@@ -240,6 +240,22 @@ impl Kernel {
     /// The cgroups that are bound, also by an earlier agent.
     pub fn bound_cgroups(&self) -> &BTreeMap<CgroupId, PodId> {
         self.tables.cgroups.installed()
+    }
+
+    /// Attaches the proxy's programs to its cgroup, in the place of an earlier one's. What was
+    /// opened with [`ProxyCgroup::Absent`] has none.
+    ///
+    /// # Errors
+    /// If the cgroup is gone, or the kernel refuses.
+    pub fn attach_proxy(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+        programs::attach_to_proxy(&self.ebpf, &self.pins, cgroup).map_err(|source| {
+            KernelError::new(
+                format!("cannot attach to the proxy's cgroup {}", cgroup.display()),
+                source,
+            )
+        })?;
+        self.options.proxy_cgroup = ProxyCgroup::At(cgroup.to_owned());
+        Ok(())
     }
 
     /// Checks what a pod sends at the host's side of its interface, too, and what reaches it there

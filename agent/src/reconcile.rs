@@ -5,6 +5,7 @@ mod bindings;
 mod interfaces;
 mod own_node;
 mod pods;
+mod proxy;
 mod status;
 mod takeover;
 
@@ -13,6 +14,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
@@ -81,6 +83,9 @@ pub struct Reconciler {
     kernel: Kernel,
     compiler: Compiler,
     bindings: Bindings,
+    /// The agent's own cgroup, and the root of the pods'.
+    own_cgroup: Option<PathBuf>,
+    pods_cgroup: PathBuf,
     interfaces: Interfaces,
     found: mpsc::UnboundedReceiver<Found>,
     outputs: Outputs,
@@ -104,11 +109,13 @@ impl Reconciler {
         kernel: Kernel,
         outputs: Outputs,
     ) -> Self {
-        let own = cgroups::find_hierarchy()
+        let own_cgroup = cgroups::find_hierarchy()
             .ok()
-            .and_then(|hierarchy| cgroup_of_this_process(&hierarchy))
+            .and_then(|hierarchy| cgroup_of_this_process(&hierarchy, &options.pods_cgroup));
+        let own = own_cgroup
+            .clone()
             .into_iter()
-            .chain(options.proxy_cgroup.clone())
+            .chain(options.proxy_cgroup.path().map(Path::to_owned))
             .collect();
         let compiler = Compiler::starting_at(kernel.highest_id().saturating_add(1));
         let (interfaces, found) = Interfaces::new();
@@ -119,6 +126,8 @@ impl Reconciler {
             kernel,
             compiler,
             bindings: Bindings::new(own),
+            own_cgroup,
+            pods_cgroup: options.pods_cgroup.clone(),
             interfaces,
             found,
             outputs,
@@ -258,9 +267,12 @@ impl Reconciler {
         self.problems.addresses = Some(problem);
     }
 
-    fn answer(&self, ask: Ask) {
+    fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Status(answer) => reply(answer, self.status()),
+            Ask::ProxyConnected { process, answer } => {
+                reply(answer, self.attach_proxy(process));
+            }
         }
     }
 

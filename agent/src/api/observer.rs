@@ -25,6 +25,14 @@ const BATCH: usize = 1024;
 pub enum Ask {
     /// What is in force.
     Status(oneshot::Sender<StatusResponse>),
+    /// A process of the proxy's user has connected. Before it is told anything, its programs are
+    /// attached; the answer says why that cannot be.
+    ProxyConnected {
+        /// Its number, in the agent's pid namespace.
+        process: u32,
+        /// The answer.
+        answer: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 /// The service.

@@ -1,3 +1,4 @@
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use weft_model::mesh;
 
 use super::duration;
 use crate::agent::{AgentConfig, CA_DIR, PIN_DIR, RUN_DIR, run as run_agent};
-use crate::kernel::{self, AccelerationMode, MapSizes, cgroups};
+use crate::kernel::{self, AccelerationMode, MapSizes, ProxyCgroup, cgroups};
 
 /// What the agent is told.
 #[derive(Debug, Args)]
@@ -28,9 +29,17 @@ pub struct AgentArgs {
     /// Root of the pods' cgroups [default: kubepods.slice or kubepods in the hierarchy]
     #[arg(long, env = "WEFT_PODS_CGROUP", value_name = "PATH")]
     pods_cgroup: Option<PathBuf>,
-    /// Cgroup of the node's proxy [default: there is no proxy]
-    #[arg(long, env = "WEFT_PROXY_CGROUP", value_name = "PATH")]
-    proxy_cgroup: Option<PathBuf>,
+    /// Cgroup of the node's proxy, or `own-pod` where it is a container of the agent's pod
+    /// [default: there is no proxy]
+    #[arg(
+        long,
+        env = "WEFT_PROXY_CGROUP",
+        value_parser = proxy_cgroup,
+        value_name = "PATH",
+        default_value = "",
+        hide_default_value = true
+    )]
+    proxy_cgroup: ProxyCgroup,
     /// User that the node's proxy runs as; beside root, only it gets the proxy's configuration
     #[arg(long, env = "WEFT_PROXY_USER", value_name = "UID")]
     proxy_user: Option<u32>,
@@ -213,6 +222,14 @@ pub(super) fn find_pods_cgroup(hierarchy: &Path) -> anyhow::Result<PathBuf> {
                 hierarchy.display()
             )
         })
+}
+
+fn proxy_cgroup(text: &str) -> Result<ProxyCgroup, Infallible> {
+    Ok(match text {
+        "" => ProxyCgroup::Absent,
+        "own-pod" => ProxyCgroup::Awaited,
+        path => ProxyCgroup::At(path.into()),
+    })
 }
 
 fn map_size(text: &str) -> Result<(String, u32), String> {

@@ -114,6 +114,30 @@ pub(super) fn directories(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
+/// The cgroup of a process, if it is `below` or a cgroup below that.
+///
+/// `/proc/PID/cgroup` does not tell: it is relative to the reader's cgroup namespace, which a
+/// container has of its own.
+pub fn find_cgroup_of(below: &Path, process: u32) -> io::Result<Option<PathBuf>> {
+    match fs::read_to_string(below.join("cgroup.procs")) {
+        Ok(listed) if listed.lines().any(|line| line.parse() == Ok(process)) => {
+            return Ok(Some(below.to_owned()));
+        }
+        Ok(_) => {}
+        // A threaded cgroup lists its processes at the root of its domain.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) => return Err(error),
+    }
+    for (_, child) in directories(below)? {
+        match find_cgroup_of(&child, process) {
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+    }
+    Ok(None)
+}
+
 /// A process in the cgroup at `path` or below it; none where there is none.
 ///
 /// The kernel shows processes of a pid namespace that the reader does not see as 0: the agent

@@ -14,7 +14,7 @@ use aya_obj::generated::bpf_attach_type::{self, *};
 
 use super::pins::Pins;
 use super::system::{self, Target};
-use super::{OpenError, Options};
+use super::{OpenError, Options, ProxyCgroup};
 
 /// What a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub(super) fn load(ebpf: &mut Ebpf, options: &Options) -> Result<(), OpenError> 
 }
 
 fn wanted(hook: Hook, options: &Options) -> bool {
-    !matches!(hook, Hook::Proxy(_)) || options.proxy_cgroup.is_some()
+    !matches!(hook, Hook::Proxy(_)) || options.proxy_cgroup != ProxyCgroup::Absent
 }
 
 /// Loads a program, whatever its type.
@@ -162,9 +162,12 @@ pub(super) fn attach(
                     .map_err(failed(cgroup.display().to_string()))?;
             }
             Hook::Proxy(attach_type) => {
-                let Some(cgroup) = &options.proxy_cgroup else { continue };
-                replaced += attach_to_cgroup(pins, name, descriptor, cgroup, *attach_type)
-                    .map_err(failed(cgroup.display().to_string()))?;
+                let done = match options.proxy_cgroup.path() {
+                    Some(cgroup) => attach_to_cgroup(pins, name, descriptor, cgroup, *attach_type),
+                    // The proxy of an earlier agent may still be at work.
+                    None => replace_on_cgroup(pins, name, descriptor),
+                };
+                replaced += done.map_err(failed("the proxy's cgroup".to_owned()))?;
             }
             Hook::Sockets => {
                 system::attach_to_map(descriptor, sockets.fd(), BPF_SK_MSG_VERDICT)
@@ -177,6 +180,31 @@ pub(super) fn attach(
         }
     }
     Ok(replaced)
+}
+
+/// Attaches the proxy's programs to its cgroup, where they are not there already.
+pub(super) fn attach_to_proxy(ebpf: &Ebpf, pins: &Pins, cgroup: &Path) -> io::Result<()> {
+    for (name, hook) in HOOKS {
+        let Hook::Proxy(attach_type) = hook else { continue };
+        let program = ebpf
+            .program(name)
+            .ok_or_else(|| io::Error::other(format!("the object has no program {name}")))?
+            .fd()
+            .map_err(io::Error::other)?;
+        attach_to_cgroup(pins, name, program, cgroup, *attach_type)?;
+    }
+    Ok(())
+}
+
+/// Puts a program into the link that an earlier agent has left, if it has.
+fn replace_on_cgroup(pins: &Pins, name: &str, program: impl AsFd) -> io::Result<usize> {
+    match system::open_pin(&pins.link(name)) {
+        // Of a cgroup that is gone: the next attachment takes its place.
+        Ok(link) if system::link_info(&link)?.cgroup == 0 => Ok(0),
+        Ok(link) => system::update_link(&link, program).map(|()| 1),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns 1 where a program was replaced, 0 where it is attached anew.
@@ -306,7 +334,7 @@ pub(super) fn status(
         let Ok(descriptor) = program.fd() else { continue };
         let attached_to = match hook {
             Hook::Pods(_) => options.pods_cgroup.display().to_string(),
-            Hook::Proxy(_) => match &options.proxy_cgroup {
+            Hook::Proxy(_) => match options.proxy_cgroup.path() {
                 Some(cgroup) => cgroup.display().to_string(),
                 None => continue,
             },

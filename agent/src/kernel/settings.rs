@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use weft_common::{
     Address, CONFIG_ACCELERATE, CONFIG_READY, CONFIG_SAME_NODE_MTLS, CONFIG_UNBOUNDED,
@@ -18,8 +18,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// The root of the pods' cgroups (`kubepods`).
     pub pods_cgroup: PathBuf,
-    /// The cgroup of the node's proxy; none where there is no proxy.
-    pub proxy_cgroup: Option<PathBuf>,
+    /// The cgroup of the node's proxy.
+    pub proxy_cgroup: ProxyCgroup,
     /// Whether sockets are accelerated.
     pub acceleration: AccelerationMode,
     /// Sizes of maps that differ from the programs' own.
@@ -36,11 +36,34 @@ impl Options {
         Self {
             pin_dir: pin_dir.into(),
             pods_cgroup: pods_cgroup.into(),
-            proxy_cgroup: None,
+            proxy_cgroup: ProxyCgroup::Absent,
             acceleration: AccelerationMode::Auto,
             map_sizes: MapSizes::default(),
             bpf_log: false,
             settings: Settings::default(),
+        }
+    }
+}
+
+/// Where the node's proxy is among the cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProxyCgroup {
+    /// There is no proxy.
+    #[default]
+    Absent,
+    /// In this one.
+    At(PathBuf),
+    /// Nobody knows before it runs (a container of the agent's own pod): its programs are loaded,
+    /// and attached by [`super::Kernel::attach_proxy`].
+    Awaited,
+}
+
+impl ProxyCgroup {
+    /// The cgroup, where it is known.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::At(path) => Some(path),
+            Self::Absent | Self::Awaited => None,
         }
     }
 }

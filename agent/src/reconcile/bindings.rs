@@ -8,7 +8,7 @@ use weft_common::{POD_OF_THE_MESH, PodId};
 use weft_model::compile::Tables;
 use weft_model::mesh::{Mesh, Name, Pod};
 
-use crate::kernel::{CgroupEvent, CgroupId, PodCgroup};
+use crate::kernel::{CgroupEvent, CgroupId, PodCgroup, cgroups};
 
 /// The cgroups of pods that there are now.
 #[derive(Debug, Default)]
@@ -118,8 +118,18 @@ impl Bindings {
 }
 
 /// The cgroup of this process, as a path in the hierarchy that is mounted at `hierarchy`.
-pub(super) fn cgroup_of_this_process(hierarchy: &Path) -> Option<PathBuf> {
+///
+/// What `/proc/self/cgroup` says is relative to the cgroup namespace: in a container it is not the
+/// place in the node's hierarchy, and the process is looked for among the pods' cgroups.
+pub(super) fn cgroup_of_this_process(hierarchy: &Path, pods: &Path) -> Option<PathBuf> {
+    let process = std::process::id();
     let listed = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = listed.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(hierarchy.join(path.trim_start_matches('/')))
+    let path = hierarchy.join(path.trim_start_matches('/'));
+    let lists_this = std::fs::read_to_string(path.join("cgroup.procs"))
+        .is_ok_and(|listed| listed.lines().any(|line| line.parse() == Ok(process)));
+    if lists_this {
+        return Some(path);
+    }
+    cgroups::find_cgroup_of(pods, process).ok().flatten()
 }

@@ -151,3 +151,20 @@ fn finds_a_process_at_any_depth() {
     moved.unwrap();
     assert_eq!(found.unwrap(), Some(child.id()));
 }
+
+#[test]
+fn a_process_is_found_by_the_cgroup_that_lists_it() {
+    let root = tempfile::tempdir().unwrap();
+    let container = root.path().join("besteffort/pod1/proxy");
+    let other = root.path().join("besteffort/pod1/agent");
+    for (directory, listed) in [(&container, "12\n34\n"), (&other, "123\n")] {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("cgroup.procs"), listed).unwrap();
+    }
+    for parent in ["", "besteffort", "besteffort/pod1"] {
+        fs::write(root.path().join(parent).join("cgroup.procs"), "").unwrap();
+    }
+    assert_eq!(find_cgroup_of(root.path(), 34).unwrap(), Some(container));
+    assert_eq!(find_cgroup_of(root.path(), 123).unwrap(), Some(other));
+    assert_eq!(find_cgroup_of(root.path(), 3).unwrap(), None);
+}
