@@ -13,6 +13,8 @@ fn main() -> ExitCode {
         PathBuf::from,
     );
     println!("cargo::rerun-if-changed={}", object.display());
+    // `weft install` carries the chart inside itself.
+    println!("cargo::rerun-if-changed=../charts/weft");
     match object.canonicalize() {
         Ok(object) => {
             println!("cargo::rustc-env=WEFT_EMBEDDED_OBJECT={}", object.display());

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::{Stream, StreamExt as _};
@@ -175,7 +175,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     notify("STOPPING=1");
     drop(tasks);
     drop(reconciler);
-    tracing::info!("stopped; the policy stays in force (`weft uninstall` would remove it)");
+    tracing::info!("stopped; the policy stays in force (`weft uninstall --node` would remove it)");
     Ok(())
 }
 

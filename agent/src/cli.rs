@@ -1,16 +1,27 @@
 //! The `weft` command line.
 
 mod agent;
+mod bug_report;
 mod check;
 mod client;
+mod cluster;
 mod duration;
+mod enroll;
 mod explain;
+mod helm;
+mod install;
 mod log;
+mod mount_bpf;
+mod node_pods;
 mod observe;
 mod output;
+mod probe;
+mod progress;
+mod rollout;
 mod status;
 mod uninstall;
 mod validate;
+mod version;
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +29,7 @@ mod tests;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use agent::{Acceleration, AgentArgs, Enroll, MeshArgs, SameNode, UnknownPods};
 pub use log::{LogArgs, LogFormat};
@@ -45,19 +56,33 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Watch what flows, and what is denied and why
     Observe(observe::ObserveArgs),
-    /// Show what is in force on this node, and what is not
+    /// Show what is in force, and what is not: on this node, or on all of a cluster
     Status(status::StatusArgs),
     /// Ask about policy
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Check manifests, without an agent
     Validate(validate::ValidateArgs),
-    /// Check whether this machine can run Weft, and who else sits on its hooks
-    Check(check::CheckArgs),
-    /// Remove every program, link and map of Weft from this node's kernel
-    Uninstall(uninstall::UninstallArgs),
-    /// Print the version
-    Version(VersionArgs),
+    /// Install Weft into a cluster, with Helm and the chart inside this command
+    Install(Box<install::InstallArgs>),
+    /// Bring an installed Weft to this version, or to other values
+    Upgrade(Box<install::InstallArgs>),
+    /// Remove Weft from a cluster and from its nodes' kernels, or from this node's kernel alone
+    Uninstall(Box<uninstall::UninstallArgs>),
+    /// Check a cluster or a node, before Weft is installed or afterwards
+    Check(Box<check::CheckArgs>),
+    /// Take a namespace into the mesh, or out of it; nothing is restarted
+    Enroll(enroll::EnrollArgs),
+    /// Collect what somebody needs to know who looks for a fault
+    BugReport(bug_report::BugReportArgs),
+    /// Print the versions of this command and of the agents
+    Version(version::VersionArgs),
+    /// Answer a kubelet's probe of the agent's container
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
+    /// Mount a BPF file system at /sys/fs/bpf
+    #[command(hide = true)]
+    MountBpf,
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -69,13 +94,6 @@ enum Command {
 enum PolicyCommand {
     /// Say whether a connection is allowed, and which line of which manifest decides it
     Explain(explain::ExplainArgs),
-}
-
-#[derive(Debug, Args)]
-struct VersionArgs {
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t)]
-    output: output::TableOrJson,
 }
 
 impl Cli {
@@ -91,9 +109,15 @@ impl Cli {
             Command::Status(args) => status::run(&args),
             Command::Policy(PolicyCommand::Explain(args)) => explain::run(&args),
             Command::Validate(args) => validate::run(&args),
-            Command::Check(args) => check::run(&args),
+            Command::Install(args) => install::run(&args, install::What::Install),
+            Command::Upgrade(args) => install::run(&args, install::What::Upgrade),
             Command::Uninstall(args) => uninstall::run(&args),
-            Command::Version(args) => version(&args),
+            Command::Check(args) => check::run(&args),
+            Command::Enroll(args) => enroll::run(&args),
+            Command::BugReport(args) => bug_report::run(&args),
+            Command::Version(args) => version::run(&args),
+            Command::Probe(args) => probe::run(&args),
+            Command::MountBpf => mount_bpf::run(),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "weft", &mut io::stdout());
                 Ok(ExitCode::SUCCESS)
@@ -128,18 +152,4 @@ fn sentence(error: &anyhow::Error) -> String {
 /// Whoever read our output (`head`) has seen enough.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-fn version(args: &VersionArgs) -> anyhow::Result<ExitCode> {
-    let version = env!("CARGO_PKG_VERSION");
-    let layout = weft_common::LAYOUT_VERSION;
-    match args.output {
-        output::TableOrJson::Table => {
-            output::print(format_args!("weft {version} (map layout {layout})"))?;
-        }
-        output::TableOrJson::Json => {
-            output::print(serde_json::json!({ "version": version, "layout": layout }))?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

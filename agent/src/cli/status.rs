@@ -1,3 +1,5 @@
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -8,8 +10,10 @@ use weft_proto::v1::{StatusRequest, StatusResponse};
 
 use super::EXIT_FOUND_WRONG;
 use super::client::{ClientArgs, answer, block_on};
+use super::cluster::ClusterArgs;
 use super::duration;
 use super::output::{Paint, TableOrJson, lines, print, table, timestamp};
+use crate::agent::observer_socket;
 
 /// Between questions, while waiting.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -18,6 +22,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct StatusArgs {
     #[command(flatten)]
     client: ClientArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Wait this long for the agent to have applied a policy
     #[arg(long, value_parser = duration::parse, value_name = "TIME")]
     wait: Option<Duration>,
@@ -27,6 +33,11 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    // On a node its agent is asked, elsewhere those of the cluster.
+    let local = observer_socket(&args.client.run_dir).exists();
+    if args.cluster.is_named() || (!local && args.cluster.is_known()) {
+        return block_on(cluster::run(&args.cluster, args.output));
+    }
     let deadline = args.wait.map(|wait| Instant::now() + wait);
     let status = block_on(async {
         loop {

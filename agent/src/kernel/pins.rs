@@ -128,9 +128,17 @@ fn ensure_file_system(directory: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn mount_at(point: &Path) -> Result<(), OpenError> {
+/// Mounts a BPF file system at `/sys/fs/bpf`, if there is none. Returns whether it had to.
+///
+/// # Errors
+/// If the kernel refuses (CAP_SYS_ADMIN is needed).
+pub fn mount_bpf_file_system() -> Result<bool, OpenError> {
+    mount_at(Path::new(USUAL_MOUNT))
+}
+
+fn mount_at(point: &Path) -> Result<bool, OpenError> {
     if is_bpf(point)? {
-        return Ok(());
+        return Ok(false);
     }
     let failed = |source| OpenError::Mount { path: point.to_owned(), source };
     // Two agents that start together must not mount one over the other: the second one's mount
@@ -138,9 +146,10 @@ fn mount_at(point: &Path) -> Result<(), OpenError> {
     let below = File::open(point).map_err(failed)?;
     flock(&below, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
     if is_bpf(point)? {
-        return Ok(());
+        return Ok(false);
     }
     mount("bpf", point, "bpf", MountFlags::empty(), None::<&CStr>)
+        .map(|()| true)
         .map_err(|error| failed(error.into()))
 }
 

@@ -34,7 +34,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
 {{- define "weft.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
+{{- with .Values.image.pullSecrets -}}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
@@ -47,6 +47,16 @@ imagePullSecrets:
   value: {{ .Values.log.level | quote }}
 - name: WEFT_LOG_FORMAT
   value: {{ .Values.log.format }}
+{{- end }}
+
+{{/* Stands in for the Service `kubernetes`, where that is not reached from nodes. */}}
+{{- define "weft.apiServerEnv" -}}
+{{- with .Values.apiServer.host -}}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ . | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ $.Values.apiServer.port | quote }}
+{{- end }}
 {{- end }}
 
 {{/* A container without any privilege. Takes its user. */}}

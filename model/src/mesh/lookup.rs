@@ -13,6 +13,11 @@ pub const MESH_LABEL: &str = "weft.dev/mesh";
 /// Istio's label for the same (`ambient` or `none`).
 pub const ISTIO_DATAPLANE_LABEL: &str = "istio.io/dataplane-mode";
 
+/// Namespaces whose pods are in the mesh only where a label says so: the cluster's own, and
+/// Weft's.
+pub const SYSTEM_NAMESPACES: [&str; 4] =
+    ["kube-system", "kube-public", "kube-node-lease", "weft-system"];
+
 /// What labels say about being in the mesh; none if they say nothing.
 /// Weft's own label goes before Istio's.
 pub fn enrolment(labels: &Labels) -> Option<bool> {
@@ -77,7 +82,10 @@ impl Mesh {
                     .get(&pod.name.namespace)
                     .and_then(|namespace| enrolment(&namespace.labels))
             })
-            .unwrap_or(self.settings.enroll_by_default)
+            .unwrap_or_else(|| {
+                self.settings.enroll_by_default
+                    && !SYSTEM_NAMESPACES.contains(&&*pod.name.namespace)
+            })
     }
 
     /// The name of the node that has this address, itself or by a pod on its network.

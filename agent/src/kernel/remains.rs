@@ -1,0 +1,105 @@
+//! What an agent has in the kernel, and what of it is left after its removal: objects are freed
+//! some time after their last pin or link has gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use aya::maps::{MapInfo, loaded_maps};
+use aya::programs::{loaded_links, loaded_programs};
+
+use super::{KernelError, system};
+
+/// Objects in the kernel, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Programs and their names.
+    pub programs: BTreeMap<u32, String>,
+    /// Maps and their names.
+    pub maps: BTreeMap<u32, String>,
+    /// Links.
+    pub links: BTreeSet<u32>,
+}
+
+impl Remains {
+    /// What is held by the pins under `directory`: the maps and links that are pinned, the programs
+    /// that use one of those maps (also those without a link), and the other maps of these.
+    ///
+    /// # Errors
+    /// If the kernel does not list its objects (CAP_SYS_ADMIN is needed).
+    pub fn pinned_under(directory: &Path) -> Result<Self, KernelError> {
+        let mut remains = Self::default();
+        remains.add_pins(directory).map_err(|source| {
+            KernelError::new(format!("cannot read the pins in {}", directory.display()), source)
+        })?;
+        let mut others = BTreeSet::new();
+        for program in loaded_programs() {
+            let program = program.map_err(unlisted)?;
+            // A program may go while it is looked at.
+            let Ok(Some(maps)) = program.map_ids() else { continue };
+            if maps.iter().any(|map| remains.maps.contains_key(map)) {
+                let name = program.name_as_str().unwrap_or_default().to_owned();
+                remains.programs.insert(program.id(), name);
+                others.extend(maps);
+            }
+        }
+        for map in loaded_maps() {
+            let map = map.map_err(unlisted)?;
+            if others.contains(&map.id()) {
+                remains.maps.insert(map.id(), map.name_as_str().unwrap_or_default().to_owned());
+            }
+        }
+        Ok(remains)
+    }
+
+    /// What of it is still in the kernel.
+    ///
+    /// # Errors
+    /// As [`Remains::pinned_under`].
+    pub fn left(&self) -> Result<Self, KernelError> {
+        let mut left = Self::default();
+        for program in loaded_programs() {
+            let id = program.map_err(unlisted)?.id();
+            left.programs.extend(self.programs.get(&id).map(|name| (id, name.clone())));
+        }
+        for map in loaded_maps() {
+            let id = map.map_err(unlisted)?.id();
+            left.maps.extend(self.maps.get(&id).map(|name| (id, name.clone())));
+        }
+        for link in loaded_links() {
+            left.links.extend(self.links.get(&link.map_err(unlisted)?.id()));
+        }
+        Ok(left)
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty() && self.maps.is_empty() && self.links.is_empty()
+    }
+
+    fn add_pins(&mut self, directory: &Path) -> io::Result<()> {
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let holds_maps = directory.file_name().is_some_and(|name| name == "maps");
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                self.add_pins(&path)?;
+            } else if holds_maps {
+                let map = MapInfo::from_pin(&path).map_err(io::Error::other)?;
+                self.maps.insert(map.id(), map.name_as_str().unwrap_or_default().to_owned());
+            } else {
+                self.links.insert(system::link_info(system::open_pin(&path)?)?.id);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unlisted(error: impl std::error::Error + Send + Sync + 'static) -> KernelError {
+    KernelError::new("cannot list what is in the kernel", io::Error::other(error))
+}
