@@ -16,6 +16,8 @@ use tokio::io::AsyncReadExt as _;
 pub(super) const NAMESPACE: &str = "weft-system";
 /// Name of the release.
 pub(super) const RELEASE: &str = "weft";
+/// Label of a namespace or pod that says whether it is in the mesh (`enabled`, `disabled`).
+pub(super) const MESH_LABEL: &str = "weft.dev/mesh";
 /// Selects the agents' pods.
 const AGENTS: &str = "app.kubernetes.io/name=weft,app.kubernetes.io/component=agent";
 /// Questions to agents that are under way at once.

@@ -1,8 +1,6 @@
 //! `weft enroll`: takes a namespace into the mesh, or out of it.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -11,12 +9,13 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde::Serialize;
-use serde_json::json;
-use weft_model::mesh::{Labels, MESH_LABEL, SYSTEM_NAMESPACES, enrolment};
+use serde_json::{Value, json};
+use weft_model::dialect::read_object;
+use weft_model::mesh::{Mesh, Name, SYSTEM_NAMESPACES, Settings};
 
 use super::check::conflicts;
 use super::client::block_on;
-use super::cluster::{Cluster, ClusterArgs, name_of, node_of};
+use super::cluster::{Cluster, ClusterArgs, MESH_LABEL, name_of, node_of};
 use super::output::{Paint, TableOrJson, lines, print, table};
 
 /// Containers that other meshes put into pods.
@@ -132,23 +131,31 @@ fn sidecar(pod: &Pod) -> Option<String> {
     Some(format!("{}: {}", name_of(pod), container.name))
 }
 
-/// Which pods are in the mesh now: by the same rule as the agents'.
+/// Which pods are in the mesh now: by the agents' own reading of them.
 fn members(namespace: &Namespace, pods: &[Pod]) -> Vec<Member> {
-    let by_namespace = enrolment(&labels(namespace.metadata.labels.as_ref())).unwrap_or(false);
+    let mut mesh = Mesh::default();
+    let mut add = |object: serde_json::Result<Value>, kind: &str| {
+        // What is listed does not say what it is.
+        if let Ok(Value::Object(mut fields)) = object {
+            fields.insert("apiVersion".to_owned(), "v1".into());
+            fields.insert("kind".to_owned(), kind.into());
+            mesh.insert_document(&read_object(&Settings::default(), &Value::Object(fields)));
+        }
+    };
+    add(serde_json::to_value(namespace), "Namespace");
+    pods.iter().for_each(|pod| add(serde_json::to_value(pod), "Pod"));
+    let enrolled_namespace = namespace_says(namespace);
     pods.iter()
         .filter_map(|pod| {
-            let spec = pod.spec.as_ref()?;
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            if matches!(phase, Some("Succeeded" | "Failed")) {
-                return None;
-            }
-            let own = enrolment(&labels(pod.metadata.labels.as_ref()));
-            let (in_mesh, reason) = if spec.host_network == Some(true) {
-                (false, Some("it has the node's network".to_owned()))
-            } else if let Some(own) = own.filter(|own| *own != by_namespace) {
-                (own, Some("by a label of its own".to_owned()))
+            let name = Name { namespace: name_of(namespace).into(), name: name_of(pod).into() };
+            let known = mesh.pods.get(&name).filter(|pod| !pod.finished)?;
+            let in_mesh = mesh.is_enrolled(known);
+            let reason = if known.host_network {
+                Some("it has the node's network".to_owned())
+            } else if in_mesh != enrolled_namespace {
+                Some("by a label or annotation of its own".to_owned())
             } else {
-                (by_namespace, None)
+                None
             };
             let (pod, node) = (name_of(pod).to_owned(), node_of(pod).to_owned());
             Some(Member { pod, node, in_mesh, reason })
@@ -156,11 +163,10 @@ fn members(namespace: &Namespace, pods: &[Pod]) -> Vec<Member> {
         .collect()
 }
 
-fn labels(labels: Option<&BTreeMap<String, String>>) -> Labels {
-    let each = |(key, value): (&String, &String)| -> (Arc<str>, Arc<str>) {
-        (key.as_str().into(), value.as_str().into())
-    };
-    labels.into_iter().flatten().map(each).collect()
+/// What the label says that has just been set.
+fn namespace_says(namespace: &Namespace) -> bool {
+    let labels = namespace.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(MESH_LABEL)).is_some_and(|value| value == "enabled")
 }
 
 fn text(namespace: &str, remove: bool, members: &[Member], paint: Paint) -> String {
@@ -187,9 +193,9 @@ mod tests {
 
     fn pod(name: &str, labels: serde_json::Value, spec: serde_json::Value) -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": labels},
             "spec": spec,
-            "status": {"phase": "Running"}
+            "status": {"phase": "Running", "podIP": "10.0.0.1"}
         }))
         .unwrap()
     }
@@ -211,7 +217,7 @@ mod tests {
             members.iter().map(|member| (member.pod.as_str(), member.in_mesh)).collect();
         assert_eq!(found, [("a", true), ("b", false), ("c", false)]);
         let text = text("shop", false, &members, Paint(false));
-        assert!(text.contains("no: by a label of its own"), "{text}");
+        assert!(text.contains("no: by a label or annotation of its own"), "{text}");
     }
 
     #[test]

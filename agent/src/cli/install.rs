@@ -13,7 +13,7 @@ use kube::runtime::wait::await_condition;
 use serde_json::json;
 
 use super::client::block_on;
-use super::cluster::{Cluster, ClusterArgs};
+use super::cluster::{Cluster, ClusterArgs, MESH_LABEL};
 use super::duration;
 use super::helm::{Helm, Release, ValuesArgs, own_crds};
 use super::output::print;
@@ -145,7 +145,7 @@ async fn make_namespace(cluster: &Cluster) -> anyhow::Result<()> {
     let there = namespaces.get_opt(name).await.with_context(|| format!("namespace {name}"))?;
     let mut labels = json!({
         "pod-security.kubernetes.io/enforce": "privileged",
-        weft_model::mesh::MESH_LABEL: "disabled",
+        MESH_LABEL: "disabled",
     });
     let made_here = there.is_none_or(|there| {
         there.metadata.labels.is_some_and(|labels| labels.contains_key(MADE_BY_LABEL))

@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 
-use super::cluster::{AT_ONCE, name_of, node_of, troubles};
+use super::cluster::{AT_ONCE, MESH_LABEL, name_of, node_of, troubles};
 use super::progress::Progress;
 
 /// Label of the pods of one run, with a value of its own.
@@ -119,6 +119,8 @@ impl OnNodes<'_> {
                     .unwrap_or_else(|error| format!("its output cannot be read: {error}"));
                 outcomes.insert(node, Ok(Ended { printed, succeeded }));
                 progress.set(self.title, outcomes.len() as u64, all as u64, "nodes");
+            } else if let Some(reason) = hopeless(&pod) {
+                outcomes.insert(node, Err(reason));
             } else {
                 seen.insert(node, pod);
             }
@@ -136,6 +138,13 @@ impl OnNodes<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a pod will not run, however long one waits.
+fn hopeless(pod: &Pod) -> Option<String> {
+    const REASONS: [&str; 4] =
+        ["ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"];
+    troubles(pod).into_iter().find(|trouble| REASONS.iter().any(|reason| trouble.contains(reason)))
 }
 
 /// Nodes of Linux.
@@ -181,7 +190,7 @@ fn pod(like: &DaemonSet, node: &str, command: &[&str], run: &str) -> Option<Pod>
     pod.metadata.labels = Some(BTreeMap::from([
         (RUN_LABEL.to_owned(), run.to_owned()),
         ("app.kubernetes.io/part-of".to_owned(), "weft".to_owned()),
-        (weft_model::mesh::MESH_LABEL.to_owned(), "disabled".to_owned()),
+        (MESH_LABEL.to_owned(), "disabled".to_owned()),
     ]));
     pod.spec = Some(PodSpec {
         containers: vec![agent],

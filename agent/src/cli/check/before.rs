@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
 use super::{CheckArgs, Finding, meshes, node};
-use crate::cli::cluster::{Cluster, name_of};
+use crate::cli::cluster::{Cluster, MESH_LABEL, name_of};
 use crate::cli::helm::Helm;
 use crate::cli::node_pods::{OnNodes, Outcome, linux_nodes};
 use crate::cli::progress::Progress;
@@ -152,7 +152,7 @@ async fn on_nodes(
             "generateName": "weft-check-",
             "labels": {
                 "pod-security.kubernetes.io/enforce": "privileged",
-                weft_model::mesh::MESH_LABEL: "disabled",
+                MESH_LABEL: "disabled",
             },
         },
     }))?;

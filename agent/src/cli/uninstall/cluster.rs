@@ -13,13 +13,12 @@ use kube::api::{
 use kube::{Api, Resource};
 use serde_json::json;
 use tokio::time::{Duration, Instant};
-use weft_model::mesh::MESH_LABEL;
 
 use super::UninstallArgs;
 use super::node::{Report, text};
 use crate::cli::EXIT_FOUND_WRONG;
 use crate::cli::check::TRUST_BUNDLE;
-use crate::cli::cluster::{Cluster, name_of};
+use crate::cli::cluster::{Cluster, MESH_LABEL, name_of};
 use crate::cli::helm::{Helm, own_crds};
 use crate::cli::install::MADE_BY_LABEL;
 use crate::cli::node_pods::{OnNodes, Outcome, linux_nodes};
