@@ -11,6 +11,7 @@ use weft_common::{
     SOCKET_OF_PROXY, SOCKET_PROVEN, SOCKET_SHOWS_PEER, Tables,
 };
 
+use crate::connection;
 use crate::context::{self, Peer, TCP, UDP};
 use crate::flow::{self, Flow};
 use crate::identity::{self, Caller};
@@ -188,12 +189,8 @@ fn judge(
 ) -> Decision {
     let port = backend.port as u16;
     let tcp = attempt.protocol == TCP;
-    if tcp {
-        if let Some(usage) = flow::usage(attempt.id) {
-            if unsafe { (*usage).connections } >= u64::from(config.connections_per_pod) {
-                return Decision::because(Reason::ConnectionLimit);
-            }
-        }
+    if tcp && connection::has_most(config, attempt.id, false) {
+        return Decision::because(Reason::ConnectionLimit);
     }
     if server == attempt.id {
         return Decision::because(Reason::Unrestricted);
@@ -280,12 +277,8 @@ fn proxy_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 
         protocol: TCP,
     };
     let mut decision = verdict::both_ends(&between);
-    if decision.allows() {
-        if let Some(usage) = flow::usage(server) {
-            if unsafe { (*usage).accepted } >= u64::from(config.connections_per_pod) {
-                decision = Decision::because(Reason::ConnectionLimit);
-            }
-        }
+    if decision.allows() && connection::has_most(config, server, true) {
+        decision = Decision::because(Reason::ConnectionLimit);
     }
     if !decision.allows() {
         debug!(ctx, "pod {}: the proxy's connect refused, reason {}", server, decision.reason);

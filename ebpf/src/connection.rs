@@ -2,9 +2,10 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_common::{
-    CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT,
-    CONNECTION_FROM_PROXY, CONNECTION_PROVEN, Config, Connection, ConnectionKey, Counter, Decision,
-    Endpoint, FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowKind, PodId, Reason, SocketKey,
+    CHARGED, CHARGED_TO_SERVER, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
+    CONNECTION_CUT, CONNECTION_FROM_PROXY, CONNECTION_PROVEN, Config, Connection, ConnectionKey,
+    Counter, Decision, Endpoint, FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowKind, HELD, PodId,
+    Reason, SocketKey,
 };
 
 use crate::atomic;
@@ -86,10 +87,10 @@ pub fn add(key: &ConnectionKey) -> Option<&'static mut Connection> {
 /// Counts and reports a record that has been filled in.
 #[inline(always)]
 pub fn begin(record: &mut Connection) {
-    record.low_held = 1;
-    record.high_held = 1;
+    record.low_held = HELD;
+    record.high_held = HELD;
     record.opened = unsafe { bpf_ktime_get_ns() };
-    record.charged = 1;
+    record.charged = CHARGED;
     charge(record, 1);
     report(FlowKind::Open, record, None);
 }
@@ -161,8 +162,37 @@ pub fn counts_against_server(record: &Connection) -> bool {
 /// which could use up its share by never closing.
 #[inline(always)]
 pub fn give_back(record: *mut Connection) {
-    if atomic::swap(unsafe { &raw mut (*record).charged }, 0) != 0 {
-        charge(unsafe { &*record }, u64::MAX);
+    let charged = atomic::swap(unsafe { &raw mut (*record).charged }, 0);
+    count_off(unsafe { &*record }, charged);
+}
+
+/// The client's pod has closed its socket, and the server, a pod of this node, has not: from now
+/// on the record counts against what the server may leave open. False where it has left too many
+/// open already. Nobody is refused for that; its record is kept no longer.
+#[inline(always)]
+pub fn hand_over(record: *mut Connection) -> bool {
+    let known = unsafe { &*record };
+    let (Some(config), Some(usage)) = (tables::config(), flow::usage(known.server)) else {
+        return true;
+    };
+    let left_open = unsafe { &raw mut (*usage).left_open };
+    if atomic::fetch_add(left_open, 1) >= u64::from(config.connections_per_pod) {
+        atomic::fetch_add(left_open, u64::MAX);
+        return false;
+    }
+    let charged = atomic::swap(unsafe { &raw mut (*record).charged }, CHARGED_TO_SERVER);
+    count_off(known, charged);
+    true
+}
+
+#[inline(always)]
+fn count_off(record: &Connection, charged: u64) {
+    if charged == CHARGED {
+        charge(record, u64::MAX);
+    } else if charged == CHARGED_TO_SERVER {
+        if let Some(usage) = flow::usage(record.server) {
+            atomic::fetch_add(unsafe { &raw mut (*usage).left_open }, u64::MAX);
+        }
     }
 }
 
@@ -177,6 +207,15 @@ fn charge(record: &Connection, number: u64) {
         }
     };
     atomic::fetch_add(counter, number);
+}
+
+/// Whether a pod has as many records as it may: of connections that it has opened, or that it
+/// has `accepted`.
+#[inline(always)]
+pub fn has_most(config: &Config, pod: PodId, accepted: bool) -> bool {
+    let Some(usage) = flow::usage(pod) else { return false };
+    let number = unsafe { if accepted { (*usage).accepted } else { (*usage).connections } };
+    number >= u64::from(config.connections_per_pod)
 }
 
 /// Whether policy allows the connection now. What an older generation admitted is judged anew;

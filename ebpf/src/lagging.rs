@@ -17,7 +17,7 @@ use weft_common::{
 };
 
 use crate::connection;
-use crate::maps::{LAGGING, OFFSETS};
+use crate::maps::{LAGGING, LAGGING_NEWS, OFFSETS};
 use crate::sk_msg::{field, written};
 
 const SOL_SOCKET: i32 = 1;
@@ -37,6 +37,7 @@ pub fn remember(key: &ConnectionKey, record: *mut Connection, sender_low: bool) 
     let lagging = Lagging { key: *key, pod, since, low: !sender_low as u32 };
     // There is room for as many as there may be connections.
     let _ = LAGGING.insert(&reader, &lagging, 0);
+    let _ = LAGGING_NEWS.push(reader, 0);
     // It may have closed meanwhile; its close forgets what it finds.
     if connection::socket_at(record, !sender_low) == 0 {
         forget(reader);
@@ -60,6 +61,17 @@ fn holder(record: *mut Connection, client: bool) -> PodId {
 #[inline(always)]
 pub fn forget(reader: u64) {
     let _ = LAGGING.remove(&reader);
+}
+
+/// Whether a reader has read the first byte of TCP, and so all that was redirected before it. To
+/// be called by its sender.
+#[inline(always)]
+pub fn has_passed(reader: u64) -> bool {
+    let Some(lagging) = (unsafe { LAGGING.get(reader) }) else { return true };
+    match field(reader, OFFSETS.load().copied_seq) {
+        Some(read) => read.wrapping_sub(lagging.since) as i32 > 0,
+        None => false,
+    }
 }
 
 /// The kernel's `struct bpf_iter__tcp`.

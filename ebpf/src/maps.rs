@@ -4,7 +4,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, SockHash};
 use weft_common::{
     Address, AddressEntry, Affinity, AffinityKey, BackendKey, COUNTERS as COUNTER_COUNT, Config,
     Connection, ConnectionKey, Datagram, DatagramKey, DatagramSlot, DatagramSlotKey, Decision,
@@ -55,6 +55,10 @@ pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(262_144, 0)
 /// Readers to be woken, by the address of their `tcp_sock`.
 #[map]
 pub static LAGGING: HashMap<u64, Lagging> = HashMap::with_max_entries(262_144, LAZY);
+/// Readers that have just been entered into `LAGGING`, for the agent. One that finds it full is
+/// found when the agent reads all of `LAGGING`, from time to time.
+#[map]
+pub static LAGGING_NEWS: Queue<u64> = Queue::with_max_entries(4096, 0);
 #[btf_map]
 pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
 /// The services that a socket has sent datagrams to.

@@ -305,7 +305,7 @@ fn judge_unrecorded(of: &PodPacket, either_direction: bool) -> u64 {
         // A SYN-ACK and what follows it answer a client.
         connection::to_unknown_server(config, id, &packet.source, &packet.destination())
     } else {
-        if packet.is_syn() && over_limit(config, id) {
+        if packet.is_syn() && connection::has_most(config, id, true) {
             return verdict::pack(Decision::because(Reason::ConnectionLimit));
         }
         from_client(id, packet)
@@ -338,14 +338,6 @@ fn from_client(id: PodId, packet: &Packet) -> Decision {
         proven: false,
         protocol: TCP,
     })
-}
-
-#[inline(always)]
-fn over_limit(config: &Config, id: PodId) -> bool {
-    match flow::usage(id) {
-        Some(usage) => unsafe { (*usage).accepted >= u64::from(config.connections_per_pod) },
-        None => false,
-    }
 }
 
 #[inline(always)]

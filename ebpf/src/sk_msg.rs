@@ -11,7 +11,7 @@ use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use weft_common::{
     CONFIG_ACCELERATE, CONFIG_UNBOUNDED, CONNECTION_ACCELERATE, Config, Connection, ConnectionKey,
-    Counter, HELD_FOR_GOOD,
+    Counter, HELD, HELD_BEHIND_REDIRECTED, HELD_FOR_GOOD, HELD_NOT,
 };
 
 use crate::atomic;
@@ -84,13 +84,18 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
     if held(record, low) {
         let drained = equal(sender, offsets.snd_una, offsets.write_seq)
             && equal(reader, offsets.copied_seq, offsets.rcv_nxt);
+        let lags = reader_may_lag(record, low);
+        // Before anything is redirected: see `lagging`. A reader that reads on is forgotten at
+        // once, so that the agent need not look at it.
+        if lags && (drained || lagging::has_passed(reader)) {
+            lagging::forget(reader);
+            set_held(record, low, HELD);
+        }
         if !drained {
             tables::count(Counter::HeldByOrder);
             return false;
         }
-        // Before anything is redirected: see `lagging`.
-        lagging::forget(reader);
-        set_held(record, low, 0);
+        set_held(record, low, HELD_NOT);
     }
     if config.flags & CONFIG_UNBOUNDED != 0 {
         return true;
@@ -116,8 +121,7 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
 #[inline(always)]
 fn hold(key: &ConnectionKey, record: *mut Connection, low: bool) {
     if !held(record, low) {
-        lagging::remember(key, record, low);
-        set_held(record, low, 1);
+        remember_reader(key, record, low);
     }
 }
 
@@ -125,7 +129,7 @@ fn hold(key: &ConnectionKey, record: *mut Connection, low: bool) {
 #[inline(always)]
 pub fn begin_redirection(record: *mut Connection, low: bool) {
     if !held_for_good(record, low) {
-        set_held(record, low, 0);
+        set_held(record, low, HELD_NOT);
     }
 }
 
@@ -146,9 +150,22 @@ pub fn end_redirection(key: &ConnectionKey, record: *mut Connection, low: bool) 
     if settled(reader, atomic::fetch_add(began, 0)) {
         return true;
     }
-    lagging::remember(key, record, low);
-    set_held(record, low, 1);
+    remember_reader(key, record, low);
     false
+}
+
+/// Holds a direction, and has its reader woken. A reader that closes forgets itself where it
+/// finds it held like that, so that is said first.
+#[inline(always)]
+fn remember_reader(key: &ConnectionKey, record: *mut Connection, low: bool) {
+    set_held(record, low, HELD_BEHIND_REDIRECTED);
+    lagging::remember(key, record, low);
+}
+
+/// Whether the reader of what an end sends may be in `LAGGING`.
+#[inline(always)]
+pub fn reader_may_lag(record: *mut Connection, low: bool) -> bool {
+    matches!(how_held(record, low), HELD_BEHIND_REDIRECTED | HELD_FOR_GOOD)
 }
 
 /// Whether a reader has read all that was redirected to it, where that last began then. What has
@@ -196,17 +213,22 @@ pub fn field(socket: u64, offset: u32) -> Option<u32> {
 
 #[inline(always)]
 fn held(record: *mut Connection, low: bool) -> bool {
-    unsafe { if low { (*record).low_held != 0 } else { (*record).high_held != 0 } }
+    how_held(record, low) != HELD_NOT
 }
 
 #[inline(always)]
 fn held_for_good(record: *mut Connection, low: bool) -> bool {
-    let held =
-        unsafe { if low { &raw const (*record).low_held } else { &raw const (*record).high_held } };
-    unsafe { read_volatile(held) == HELD_FOR_GOOD }
+    how_held(record, low) == HELD_FOR_GOOD
 }
 
-/// Says whether bytes of a direction are in TCP, or may be.
+#[inline(always)]
+fn how_held(record: *mut Connection, low: bool) -> u8 {
+    let held =
+        unsafe { if low { &raw const (*record).low_held } else { &raw const (*record).high_held } };
+    unsafe { read_volatile(held) }
+}
+
+/// Says how a direction is held.
 #[inline(always)]
 fn set_held(record: *mut Connection, low: bool, value: u8) {
     unsafe {

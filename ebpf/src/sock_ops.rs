@@ -158,22 +158,36 @@ fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) ->
 #[inline(never)]
 fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
     let key = context::socket_of_ops(ops);
-    if key.remote.is_loopback() || key.local == key.remote {
+    if key.remote.is_loopback() {
         return false;
     }
     let Some(config) = tables::config() else { return false };
-    let destination = connection::remote(&key);
-    if config.flags & CONFIG_READY == 0 || verdict::is_proxy_port(config, &destination) {
+    if config.flags & CONFIG_READY == 0 || verdict::is_proxy_port(config, &connection::remote(&key))
+    {
         return false;
     }
-    let client = verdict::local_pod(&tables::address(&key.local));
-    if verdict::enrolled(client).is_none() {
+    unattested::<true>(socket, &key)
+}
+
+/// Judges a connection whose client is not attested, and if it may be, says so in the state of
+/// the socket that is the client's or the server's. `ends` has the client's end as its own. False
+/// where it may not be, or its pod has as many records as it may.
+#[inline(always)]
+fn unattested<const CLIENT: bool>(socket: *mut c_void, ends: &SocketKey) -> bool {
+    if ends.local == ends.remote {
         return false;
     }
-    let server = verdict::local_pod(&tables::address(&key.remote));
+    let Some(config) = tables::config() else { return false };
+    let client = verdict::local_pod(&tables::address(&ends.local));
+    let server = verdict::local_pod(&tables::address(&ends.remote));
+    let own = if CLIENT { client } else { server };
+    if verdict::enrolled(own).is_none() || connection::has_most(config, own, !CLIENT) {
+        return false;
+    }
+    let destination = connection::remote(ends);
     let between = Between {
         source_pod: client,
-        source: &key.local,
+        source: &ends.local,
         destination: &destination,
         destination_pod: server,
         proven: false,
@@ -186,12 +200,12 @@ fn unannounced(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
     let Some(state) = context::state_or_new(socket) else { return false };
     state.origin.destination = destination;
     state.origin.backend = destination;
-    state.origin.source = connection::local(&key);
+    state.origin.source = connection::local(ends);
     state.origin.pod = client;
     state.server = server;
     state.decision = decision;
     state.generation = config.generation;
-    state.flags = SOCKET_CLIENT;
+    state.flags = if CLIENT { SOCKET_CLIENT } else { SOCKET_ACCEPTED };
     state.path = Path::Untouched as u32;
     true
 }
@@ -286,40 +300,7 @@ fn from_elsewhere(ops: *mut bpf_sock_ops, socket: *mut c_void) {
 /// Judges an accepted connection, and if it may be, says so in the socket's state.
 #[inline(never)]
 fn admit(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
-    let key = context::socket_of_ops(ops);
-    if key.local == key.remote {
-        return false;
-    }
-    let Some(config) = tables::config() else { return false };
-    let server = verdict::local_pod(&tables::address(&key.local));
-    if verdict::enrolled(server).is_none() {
-        return false;
-    }
-    let client = verdict::local_pod(&tables::address(&key.remote));
-    let destination = connection::local(&key);
-    let between = Between {
-        source_pod: client,
-        source: &key.remote,
-        destination: &destination,
-        destination_pod: server,
-        proven: false,
-        protocol: TCP,
-    };
-    let decision = verdict::both_ends(&between);
-    if !decision.allows() {
-        return false;
-    }
-    let Some(state) = context::state_or_new(socket) else { return false };
-    state.origin.destination = destination;
-    state.origin.backend = destination;
-    state.origin.source = connection::remote(&key);
-    state.origin.pod = client;
-    state.server = server;
-    state.decision = decision;
-    state.generation = config.generation;
-    state.path = Path::Untouched as u32;
-    state.flags = SOCKET_ACCEPTED;
-    true
+    unattested::<false>(socket, &context::socket_of_ops(ops).reversed())
 }
 
 #[inline(never)]
@@ -398,12 +379,20 @@ fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: 
     }
     let client = connection::client_is_low(record) == low;
     // While its socket is in the record, the other end leaves it alone.
+    let mut kept = true;
     if client != connection::counts_against_server(unsafe { &*record }) {
-        connection::give_back(record);
+        let to_proxy = unsafe { (*record).flags } & CONNECTION_TO_PROXY != 0;
+        if client && !to_proxy && connection::socket_at(record, !low) != 0 {
+            kept = connection::hand_over(record);
+        } else {
+            connection::give_back(record);
+        }
     }
     release(record, low);
-    lagging::forget(own);
-    if connection::socket_at(record, !low) != 0 {
+    if sk_msg::reader_may_lag(record, !low) {
+        lagging::forget(own);
+    }
+    if kept && connection::socket_at(record, !low) != 0 {
         // The other end will report and remove it.
         return;
     }

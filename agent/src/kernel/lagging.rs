@@ -1,10 +1,13 @@
 //! Wakes readers that would sleep on bytes that are there: see `ebpf/src/lagging.rs`.
 //!
-//! The programs write such a reader into the map `LAGGING`. A thread of its own looks there, and
-//! has the program `wake_readers` look at the sockets of the reader's network namespace until the
-//! reader has read on. Readers that an earlier agent has left are woken at once.
+//! The programs write such a reader into the map `LAGGING`, and tell of it in `LAGGING_NEWS`. A
+//! thread of its own looks there, and has the program `wake_readers` look at the sockets of the
+//! reader's network namespace until the reader has read on. Most have when they are looked at the
+//! second time, so that is when the first of them are woken: looking at all sockets of a kernel
+//! takes a millisecond. Readers that an earlier agent has left, or of which there was no room to
+//! tell, are found when all of `LAGGING` is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{Iter, Program};
 use aya::{Btf, Ebpf};
 use aya_obj::generated::bpf_attach_type::BPF_TRACE_ITER;
@@ -33,6 +36,10 @@ const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(160);
 /// Looking takes at most this part of the time.
 const PART: u32 = 20;
+/// Between two readings of all of `LAGGING`: it has as many buckets as there may be connections.
+const ALL: Duration = Duration::from_secs(1);
+/// How many entries `LAGGING_NEWS` has.
+const NEWS: usize = 4096;
 
 /// Loads the program, and tries it on the sockets of the agent's own namespace. The error says
 /// what this kernel lacks.
@@ -95,6 +102,11 @@ impl ReaderWaker {
         let mut readers = Readers {
             iterator: Arc::new(iterator),
             lagging: hash("LAGGING", &map)?,
+            news: Map::from_map_data(map("LAGGING_NEWS")?)
+                .and_then(Queue::try_from)
+                .map_err(map_error("LAGGING_NEWS"))?,
+            known: BTreeSet::new(),
+            read_all: Instant::now(),
             connections: hash("CONNECTIONS", &map)?,
             cgroups: hash("CGROUPS", &map)?,
             pods_cgroup: pods_cgroup.to_owned(),
@@ -135,6 +147,11 @@ fn hash<K: aya::Pod, V: aya::Pod>(
 struct Readers {
     iterator: Arc<WakeProgram>,
     lagging: HashMap<MapData, u64, Lagging>,
+    news: Queue<MapData, u64>,
+    /// Those of which is known that they lagged.
+    known: BTreeSet<u64>,
+    /// When all of `LAGGING` is to be read.
+    read_all: Instant,
     connections: HashMap<MapData, ConnectionKey, Connection>,
     cgroups: HashMap<MapData, CgroupId, PodId>,
     pods_cgroup: PathBuf,
@@ -158,19 +175,27 @@ impl Readers {
     /// Looks once; returns when to look again.
     fn look(&mut self) -> Duration {
         let started = Instant::now();
-        if self.lagging.keys().next().is_none() {
-            self.holders.clear();
-            return SHORTEST;
+        // As much as the queue holds: programs may add to it as fast as it is read.
+        self.known.extend((0..NEWS).map_while(|_| self.news.pop(0).ok()));
+        if self.read_all <= started {
+            self.read_all = started + ALL;
+            let descriptor = aya::maps::IterableMap::map(&self.lagging).fd();
+            let known = &mut self.known;
+            let read = system::read_hash(descriptor, |reader: &u64, _: &Lagging| {
+                known.insert(*reader);
+            });
+            if let Err(error) = read {
+                tracing::warn!(%error, "lagging readers cannot be read from the map LAGGING");
+            }
         }
         let mut found: BTreeMap<PodId, BTreeMap<u64, Lagging>> = BTreeMap::new();
-        let descriptor = aya::maps::IterableMap::map(&self.lagging).fd();
-        let read = system::read_hash(descriptor, |reader: &u64, lagging: &Lagging| {
-            found.entry(lagging.pod).or_default().insert(*reader, *lagging);
+        self.known.retain(|reader| match self.lagging.get(reader, 0) {
+            Ok(lagging) => {
+                found.entry(lagging.pod).or_default().insert(*reader, lagging);
+                true
+            }
+            Err(_) => false,
         });
-        if let Err(error) = read {
-            tracing::warn!(%error, "lagging readers cannot be read from the map LAGGING");
-            return LONGEST;
-        }
         self.holders.retain(|pod, _| found.contains_key(pod));
         for (pod, readers) in found {
             if let Err(error) = self.serve(pod, &readers) {
@@ -198,13 +223,15 @@ impl Readers {
             self.holders.insert(pod, holder);
         }
         let Some(holder) = self.holders.get_mut(&pod) else { return Ok(()) };
-        let lagging = readers.iter().map(|(reader, lagging)| (*reader, lagging.since)).collect();
+        let lagging: BTreeMap<u64, u32> =
+            readers.iter().map(|(reader, lagging)| (*reader, lagging.since)).collect();
+        let still = holder.readers.iter().any(|(reader, since)| lagging.get(reader) == Some(since));
         if holder.readers != lagging {
             holder.readers = lagging;
             holder.interval = SHORTEST;
             holder.next = holder.next.min(now + SHORTEST);
         }
-        if holder.next > now {
+        if !still || holder.next > now {
             return Ok(());
         }
         holder.next = now + holder.interval;

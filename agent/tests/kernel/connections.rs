@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use weft_agent::kernel::Kernel;
-use weft_common::{CONNECTION_CUT, Counter, FlowEvent, FlowKind, Path, Reason};
+use weft_common::{CHARGED, CONNECTION_CUT, Counter, FlowEvent, FlowKind, Path, Reason};
 
 use crate::node::Node;
 
@@ -58,6 +58,39 @@ fn forbidden_connections_are_cut_and_others_go_on() {
     .unwrap();
     assert!(client.is_running() && server.is_running());
     assert_eq!(node.kernel.cut_forbidden().unwrap(), vec![]);
+}
+
+/// What a server never closes is not kept for ever, and hinders nobody from connecting.
+#[test]
+fn records_of_a_server_that_never_closes_are_bounded() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    const BOUND: u32 = 40;
+    let mut node = Node::with(|options| options.settings.connections_per_pod = BOUND);
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let run = node.server.tool("serve").unwrap().args(["--mode", "stall", "--quiet"]);
+    let mut server = run.args(["--tcp", &PORT.to_string()]).spawn().unwrap();
+    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    for _ in 0..4 {
+        let to = node.server.v4(PORT).to_string();
+        let run = node.client.tool("hold").unwrap().args([&to, "--count", "30"]);
+        let mut client = run.spawn().unwrap();
+        let holding = client.await_event(Duration::from_secs(60), "holding").unwrap();
+        assert_eq!(holding["held"], 30, "{holding}");
+        drop(client);
+        weft_tests::eventually("the client's sockets are closed", || {
+            let records = node.kernel.list_connections().unwrap();
+            records.iter().all(|(_, record)| record.charged != CHARGED).then_some(())
+        })
+        .unwrap();
+    }
+    assert_eq!(node.kernel.list_connections().unwrap().len(), BOUND as usize);
+    drop(server);
+    weft_tests::eventually("no record is left", || {
+        node.kernel.list_connections().unwrap().is_empty().then_some(())
+    })
+    .unwrap();
 }
 
 #[tokio::test]

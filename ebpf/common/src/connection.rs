@@ -141,8 +141,8 @@ pub struct Connection {
     pub path: u8,
     /// `CONNECTION_*` bits.
     pub flags: u8,
-    /// 1 where bytes from the lower end are in TCP and must be read before redirection;
-    /// [`HELD_FOR_GOOD`] where its reader is joined no more; else 0.
+    /// A `HELD_*` value: whether bytes from the lower end are in TCP, and must be read before
+    /// redirection.
     pub low_held: u8,
     /// The same for bytes from the higher end.
     pub high_held: u8,
@@ -164,12 +164,25 @@ pub struct Connection {
     pub low_began: u64,
     /// The same of the higher end.
     pub high_began: u64,
-    /// 1 while it counts against its pod's share: until the socket of that pod closes.
+    /// Against whose share it counts: [`CHARGED`] until the socket of that pod closes, then
+    /// [`CHARGED_TO_SERVER`] while only the server's pod on this node has not closed; else 0.
     pub charged: u64,
 }
 
-/// No byte of a direction is redirected any more.
+/// A record counts against the pod that opened it; one of a client that is elsewhere, or of the
+/// proxy, against the server's.
+pub const CHARGED: u64 = 1;
+/// A record counts against its server's pod, because its client has closed.
+pub const CHARGED_TO_SERVER: u64 = 2;
+
+/// No byte of a direction is in TCP.
+pub const HELD_NOT: u8 = 0;
+/// Bytes of a direction are in TCP, or may be.
+pub const HELD: u8 = 1;
+/// No byte of a direction is redirected any more: its reader is joined no more.
 pub const HELD_FOR_GOOD: u8 = 2;
+/// As [`HELD`], and its reader is in `LAGGING`: redirected bytes may be before those of TCP.
+pub const HELD_BEHIND_REDIRECTED: u8 = 3;
 
 /// A reader that has redirected bytes before it and bytes of TCP behind those. The kernel tells
 /// it of each once, and gives it the former alone: one that takes a short read to mean that there

@@ -10,6 +10,9 @@ pub struct PodUse {
     pub connections: u64,
     /// Records of connections to the pod whose client is elsewhere.
     pub accepted: u64,
+    /// Records of connections that other pods of the node have opened to it, and closed, which
+    /// it has not closed.
+    pub left_open: u64,
     /// Flows of datagrams that the pod has begun, ever.
     pub sent_flows: u64,
     /// Flows of datagrams that others have begun to the pod, ever.
