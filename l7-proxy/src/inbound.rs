@@ -26,8 +26,8 @@ use crate::relay::relay;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Credentials};
 use crate::tunnel::{
-    Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, ServerTls, StreamWindow,
-    TUNNEL_WINDOW, at, poll_driven, unanswered,
+    Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, ServerTls, StreamWindow, TLS_BUFFER,
+    TUNNEL_WINDOW, TunnelSocket, at, poll_driven, unanswered,
 };
 use crate::worker::Worker;
 
@@ -119,13 +119,15 @@ async fn handshake(
     peer: SocketAddr,
 ) -> Result<(ServerTls, Tunnel), Failure> {
     let to = socket.local_addr()?.ip().to_canonical();
+    let socket = TunnelSocket::new(socket);
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let name = start.client_hello().server_name().map(str::to_owned);
     let requested = |snapshot: &Snapshot| snapshot.requested(name.as_deref(), to).cloned();
     let Some(credentials) = worker.shared.find(requested).await else {
         return Err(Failure::NoCertificate { name, to });
     };
-    let tls = start.into_stream(credentials.server.clone()).await?;
+    let mut tls = start.into_stream(credentials.server.clone()).await?;
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or(Failure::NoClient)?;
     let client = SpiffeId::of(leaf)?;

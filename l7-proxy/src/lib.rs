@@ -21,6 +21,7 @@ mod listener;
 mod outbound;
 mod privileges;
 mod proxy;
+mod reading;
 mod relay;
 mod snapshot;
 mod sockopt;

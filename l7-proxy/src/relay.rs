@@ -1,7 +1,7 @@
 //! Bytes between a TCP connection and a stream of a tunnel, faithfully: half-close is
 //! END_STREAM, reset is RST_STREAM, and a reader that stalls holds up the writer.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -15,6 +15,8 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use crate::reading::PodReader;
+
 /// Why a connection ended otherwise than by both sides' closing it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
@@ -25,14 +27,6 @@ pub(crate) enum Broken {
     #[error("the other proxy refused it: {status} {reason}")]
     Refused { status: StatusCode, reason: String },
 }
-
-thread_local! {
-    /// What is read goes to the tunnel by reference; the rest of the buffer serves the next read,
-    /// of whichever connection. So idle connections hold no buffer.
-    static READ_BUFFER: RefCell<BytesMut> = RefCell::default();
-}
-const READ_BUFFER_SIZE: usize = 64 << 10;
-const LEAST_READ: usize = 16 << 10;
 
 /// Carries both directions until both have ended. `receive` gives the stream's other half; what
 /// the socket sends is carried before that.
@@ -115,6 +109,7 @@ async fn try_to_stream(
     send: &mut SendStream<Bytes>,
     ends: &Ends,
 ) -> Result<(), Broken> {
+    let pod = PodReader::new(reader.as_ref());
     loop {
         let mut data = poll_fn(|cx| {
             // While the stream's data are being read, they tell of a reset; afterwards nothing
@@ -126,7 +121,7 @@ async fn try_to_stream(
                     reset.map_or_else(Broken::from, |r| Broken::Stream(r.into()))
                 ));
             }
-            poll_read(reader, cx).map_err(Broken::Socket)
+            pod.poll_read(reader.as_ref(), cx).map_err(Broken::Socket)
         })
         .await?;
         if data.is_empty() {
@@ -146,27 +141,6 @@ async fn try_to_stream(
                 };
             }
             send.send_data(data.split_to(capacity.min(data.len())), false)?;
-        }
-    }
-}
-
-/// Reads what is there. Not by `AsyncRead`: that takes a short read to mean that the socket has
-/// been drained, and waits for the next event. A socket that the kernel has joined with its peer
-/// gives what was redirected to it first and what TCP holds by another read, of which there may
-/// be no further event.
-fn poll_read(reader: &mut ReadHalf<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    let socket: &TcpStream = reader.as_ref();
-    loop {
-        ready!(socket.poll_read_ready(cx))?;
-        let read = READ_BUFFER.with_borrow_mut(|buffer| {
-            if buffer.capacity() < LEAST_READ {
-                buffer.reserve(READ_BUFFER_SIZE);
-            }
-            socket.try_read_buf(buffer).map(|_| buffer.split().freeze())
-        });
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => return Poll::Ready(read),
         }
     }
 }

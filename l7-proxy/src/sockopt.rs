@@ -1,9 +1,10 @@
-//! The two socket options of Weft's eBPF programs, which no library knows.
+//! Socket options that no library knows: the two of Weft's eBPF programs, and one that TCP
+//! answers in a way of its own.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use weft_common::{Origin, ProvenSource, SO_WEFT_ORIGIN, SO_WEFT_SOURCE};
 
@@ -55,4 +56,20 @@ pub(crate) fn set_source(socket: BorrowedFd<'_>, source: &ProvenSource) -> io::R
         )
     };
     if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has TCP tell (epoll) again of bytes that it holds for the socket, if there are any: setting
+/// SO_RCVLOWAT does, and 1 is what it is anyway.
+pub(crate) fn tell_if_readable(socket: RawFd) {
+    let low: libc::c_int = 1;
+    // SAFETY: the pointer and the length describe `low`, which outlives the call.
+    let _failed = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const low).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::runtime::Builder;
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use weft_common::PodId;
 
@@ -64,8 +64,10 @@ impl Complaints {
 
 /// Runs a worker until the proxy stops.
 pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
-    let runtime =
-        Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+        .context("cannot start a runtime")?;
     tls::warm_up();
     let limits = &shared.limits;
     let worker = Rc::new(Worker {
@@ -77,7 +79,7 @@ pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
         complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
         shared,
     });
-    LocalSet::new().block_on(&runtime, supervise(worker));
+    runtime.block_on(supervise(worker));
     Ok(())
 }
 

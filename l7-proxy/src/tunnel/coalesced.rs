@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// `h2` writes and flushes frame by frame; each flush would be a TLS record and a system call.
 /// This keeps what is written until the connection has done all that it can, when its driver
 /// calls [`Coalesced::poll_send`]: the frames of all streams that are ready share records and
-/// system calls.
+/// system calls. What is large goes out at once, without being copied here, behind what waits.
 pub(crate) struct Coalesced<S>(Rc<RefCell<Inner<S>>>);
 
 struct Inner<S> {
@@ -21,6 +21,10 @@ struct Inner<S> {
 
 /// Of the buffer: below glibc's threshold for mmap.
 const CAPACITY: usize = 64 << 10;
+/// From this size on, data are not copied: a TLS record's worth, which gains nothing by company.
+const LARGE: usize = 16 << 10;
+/// A frame is a header and a payload.
+const SLICES: usize = 4;
 
 impl<S> Coalesced<S> {
     pub(crate) fn new(io: S) -> Self {
@@ -53,6 +57,33 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.sent = 0;
         Pin::new(&mut self.io).poll_flush(cx)
     }
+
+    /// Sends what waits, and data behind it; how much of the data is sent.
+    fn poll_send_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let unsent = self.buffer.get(self.sent..).unwrap_or_default();
+            let waiting = unsent.len();
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let all = [unsent].into_iter().chain(data.iter().map(|slice| &slice[..]));
+            for (slice, data) in slices.iter_mut().zip(all) {
+                *slice = IoSlice::new(data);
+            }
+            let count = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if count > waiting {
+                self.buffer.clear();
+                self.sent = 0;
+                return Poll::Ready(Ok(count - waiting));
+            }
+            self.sent += count;
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Coalesced<S> {
@@ -71,14 +102,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesced<S> {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut inner = self.0.borrow_mut();
-        if inner.buffer.len() >= CAPACITY {
+        let size = data.iter().map(|slice| slice.len()).sum();
+        if size >= LARGE {
+            return inner.poll_send_with(cx, data);
+        }
+        if inner.buffer.len() + size > CAPACITY {
             ready!(inner.poll_send(cx))?;
         }
-        let room = CAPACITY - inner.buffer.len();
-        let taken = data.get(..room).unwrap_or(data);
-        inner.buffer.extend_from_slice(taken);
-        Poll::Ready(Ok(taken.len()))
+        for slice in data {
+            inner.buffer.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(size))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     /// Does nothing: sending is the driver's part.
@@ -90,5 +137,45 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Coalesced<S> {
         let mut inner = self.0.borrow_mut();
         ready!(inner.poll_send(cx))?;
         Pin::new(&mut inner.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn small_and_large_writes_keep_their_order() -> io::Result<()> {
+        // A pipe so narrow that every large write is taken in parts.
+        let (near, mut far) = tokio::io::duplex(3000);
+        let mut coalesced = Coalesced::new(near);
+        let driver = coalesced.share();
+        let sizes = [1, 9, LARGE, 5, LARGE - 1, LARGE - 1, CAPACITY, 3, 2 * CAPACITY, 0, 7];
+        let data: Vec<u8> = (0..sizes.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
+        let write = async {
+            let mut rest = data.as_slice();
+            for size in sizes {
+                let (mut piece, after) = rest.split_at(size);
+                rest = after;
+                while !piece.is_empty() {
+                    let (head, payload) = piece.split_at(piece.len().min(9));
+                    let slices = [IoSlice::new(head), IoSlice::new(payload)];
+                    let count = coalesced.write_vectored(&slices).await?;
+                    piece = piece.get(count..).unwrap_or_default();
+                }
+            }
+            poll_fn(|cx| driver.poll_send(cx)).await?;
+            coalesced.shutdown().await
+        };
+        let mut received = Vec::new();
+        let (written, read) = tokio::join!(write, far.read_to_end(&mut received));
+        written?;
+        read?;
+        assert!(received == data);
+        Ok(())
     }
 }

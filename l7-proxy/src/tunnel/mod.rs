@@ -2,6 +2,7 @@
 
 mod coalesced;
 mod pool;
+mod socket;
 mod window;
 
 use std::future::Future;
@@ -11,10 +12,10 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use h2::{Ping, PingPong};
-use tokio::net::TcpStream;
 
 pub(crate) use coalesced::Coalesced;
 pub(crate) use pool::{Pool, TunnelError, TunnelKey};
+pub(crate) use socket::TunnelSocket;
 pub(crate) use window::StreamWindow;
 
 use crate::bounds::Limits;
@@ -24,6 +25,8 @@ pub(crate) const TUNNEL_WINDOW: u32 = 1 << 30;
 pub(crate) const FRAME: u32 = 64 << 10;
 /// What a stream may have waiting to be sent.
 pub(crate) const SEND_BUFFER: usize = 256 << 10;
+/// Above a frame and what is sent with it: without a record for the odd bytes at its end.
+pub(crate) const TLS_BUFFER: usize = 256 << 10;
 pub(crate) const HEADER_LIST: u32 = 16 << 10;
 /// Streams that were reset a moment ago, whose late frames are expected. Above the number of
 /// streams: a pod that resets connections quickly is no reason to close the tunnel of all.
@@ -65,6 +68,6 @@ pub(crate) fn at(time: SystemTime) -> Pin<Box<dyn Future<Output = ()>>> {
 }
 
 /// The client's side of a tunnel's transport.
-pub(crate) type ClientTls = tokio_rustls::client::TlsStream<TcpStream>;
+pub(crate) type ClientTls = tokio_rustls::client::TlsStream<TunnelSocket>;
 /// The server's side of a tunnel's transport.
-pub(crate) type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
+pub(crate) type ServerTls = tokio_rustls::server::TlsStream<TunnelSocket>;

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::{
-    ClientTls, Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, StreamWindow,
-    TUNNEL_WINDOW, poll_driven, unanswered,
+    ClientTls, Coalesced, FRAME, HEADER_LIST, RESET_STREAMS, SEND_BUFFER, StreamWindow, TLS_BUFFER,
+    TUNNEL_WINDOW, TunnelSocket, poll_driven, unanswered,
 };
 use crate::bounds::Limits;
 use crate::identity::SpiffeId;
@@ -267,13 +267,14 @@ async fn handshakes(
     };
     let config = credentials.client(key.destination.clone()).map_err(|e| unusable(&e))?;
     let name = ServerName::try_from(key.destination.server_name()).map_err(|e| unusable(&e))?;
-    let tls = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
+    let mut tls = TlsConnector::from(Arc::new(config))
+        .connect(name, TunnelSocket::new(tcp))
         .await
         .map_err(|error| TunnelError::Tls { to, error: Arc::new(error) })?;
     let peer = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = peer.ok_or_else(|| unusable(&"no certificate"))?;
     let valid_until = tls::not_after(peer).map_err(|e| unusable(&e))?.min(credentials.not_after);
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let io = Coalesced::new(tls);
     let (requests, connection) = h2::client::Builder::new()
         .initial_window_size(StreamWindow::WIDEST)
