@@ -1,7 +1,12 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["proto/weft/v1/proxy.proto", "proto/weft/v1/observer.proto"];
+    let files = [
+        "proto/weft/v1/proxy.proto",
+        "proto/weft/v1/observer.proto",
+        "proto/weft/v1/ca.proto",
+        "proto/istio/v1/auth/ca.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

@@ -22,7 +22,9 @@ use weft_proto::v1::observer_server::ObserverServer;
 use weft_proto::v1::proxy_config_server::ProxyConfigServer;
 
 use crate::api::{Allowed, Ask, Listener, ObserverService, ProxyPorts, ProxyService, ProxyState};
-use crate::ca::{Authority, WorkloadCertificates};
+use crate::ca::channel::{CaAddress, Services, endpoints};
+use crate::ca::client::CaClient;
+use crate::ca::{Authority, Source, WorkloadCertificates};
 use crate::flows::FlowRing;
 use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel, ProxyCgroup};
 use crate::reconcile::{Outputs, Reconciler};
@@ -58,8 +60,10 @@ pub struct AgentConfig {
     pub manifests: PathBuf,
     /// Where the sockets and the marker `ready` are.
     pub run_dir: PathBuf,
-    /// The trust root's directory.
+    /// The trust root's directory, where there is no `ca`.
     pub ca_dir: PathBuf,
+    /// The cluster's certificate authority.
+    pub ca: Option<CaAddress>,
     /// How long workloads' certificates live.
     pub certificate_life: Duration,
     /// The user of the node's proxy.
@@ -89,21 +93,30 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let ready = Ready::new(&config.run_dir)?;
 
     let trust_domain = config.mesh.trust_domain.clone();
-    let authority = Authority::open(&config.ca_dir, &trust_domain, config.certificate_life)
-        .context("--ca-dir")?;
+    let snapshots = Arc::new(Snapshots::default());
+    let source = match config.ca.clone() {
+        Some(address) => {
+            Source::Ca(CaClient::new(address, services(snapshots.clone())).context("--ca-address")?)
+        }
+        None => {
+            let authority = Authority::open(&config.ca_dir, &trust_domain, config.certificate_life)
+                .context("--ca-dir")?;
+            Source::Directory(Box::new(authority))
+        }
+    };
+    let certificates = WorkloadCertificates::new(source);
     let view = Directory::new(&config.manifests, config.mesh.clone()).watch()?;
 
     // The watch comes before the programs: whatever pod begins to run is known.
     let cgroups = CgroupWatch::start(&config.kernel.pods_cgroup).context("--pods-cgroup")?;
     let kernel = Kernel::open(config.kernel.clone())?;
     let flows = Arc::new(FlowRing::new(config.flows));
-    let snapshots = Arc::new(Snapshots::default());
     let events = kernel.flow_events()?;
 
     let (wanted, wanted_receiver) = watch::channel(Default::default());
     let (issued_sender, issued) = watch::channel(Default::default());
     let (proxy_sender, proxy_receiver) =
-        watch::channel(Arc::new(ProxyState::new(authority.root_pem())));
+        watch::channel(Arc::new(ProxyState::new(&certificates.roots_pem())));
     let (ask, asked) = mpsc::channel(16);
     let proxy = ProxyService::new(proxy_receiver);
 
@@ -145,7 +158,6 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         });
     }
 
-    let certificates = WorkloadCertificates::new(authority);
     let tasks = Tasks(vec![
         tokio::spawn(certificates.run(wanted_receiver, issued_sender)),
         tokio::spawn(remember(events, flows)),
@@ -216,6 +228,15 @@ async fn attach_proxy(ask: &mpsc::Sender<Ask>, process: Option<i32>) -> Result<(
     let stopping = || "the agent stops".to_owned();
     ask.send(Ask::ProxyConnected { process, answer }).await.map_err(|_| stopping())?;
     answered.await.map_err(|_| stopping())?
+}
+
+/// Services as they are in force: the node may have neither the cluster's DNS nor a way to its
+/// addresses of services.
+fn services(snapshots: Arc<Snapshots>) -> Services {
+    Arc::new(move |host, port| match snapshots.current() {
+        Some(current) => endpoints(&current.mesh, host, port),
+        None => Vec::new(),
+    })
 }
 
 /// Keeps other agents away from the directory for as long as the file is open.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod bug_report;
+mod ca;
 mod check;
 mod client;
 mod cluster;
@@ -54,6 +55,8 @@ pub struct Cli {
 enum Command {
     /// Run the node agent
     Agent(Box<AgentArgs>),
+    /// Run the certificate authority of a cluster
+    Ca(Box<ca::CaArgs>),
     /// Watch what flows, and what is denied and why
     Observe(observe::ObserveArgs),
     /// Show what is in force, and what is not: on this node, or on all of a cluster
@@ -100,11 +103,12 @@ impl Cli {
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
         let default_level = match self.command {
-            Command::Agent(_) => "info",
+            Command::Agent(_) | Command::Ca(_) => "info",
             _ => "warn",
         };
         let done = self.log.start(default_level).and_then(|()| match self.command {
             Command::Agent(args) => agent::run(*args),
+            Command::Ca(args) => ca::run(&args),
             Command::Observe(args) => observe::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Policy(PolicyCommand::Explain(args)) => explain::run(&args),

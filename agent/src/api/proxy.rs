@@ -41,7 +41,7 @@ pub struct ProxyPorts {
 }
 
 impl ProxyState {
-    /// With the trust root, in PEM, and nothing else yet.
+    /// With the trusted roots, in PEM (empty: not known yet), and nothing else yet.
     pub fn new(root_pem: &str) -> Self {
         Self { trust_roots: root_pem.as_bytes().to_vec(), ..Self::default() }
     }
@@ -77,10 +77,13 @@ impl ProxyState {
         self.complete = true;
     }
 
-    /// Takes over certificates.
+    /// Takes over certificates, and the roots that go with them.
     pub fn set_certificates(&mut self, issued: &Issued) {
+        if !issued.roots_pem.is_empty() && self.trust_roots != issued.roots_pem.as_bytes() {
+            self.trust_roots = issued.roots_pem.as_bytes().to_vec();
+        }
         let mut certificates = BTreeMap::new();
-        for (identity, issued) in issued {
+        for (identity, issued) in &issued.certificates {
             let certificate = Certificate {
                 identity: identity.to_string(),
                 chain: issued.chain.clone(),
@@ -104,7 +107,7 @@ impl ProxyState {
         if first || self.settings != last.settings {
             update.settings = Some(self.settings.clone());
         }
-        if first || self.trust_roots != last.trust_roots {
+        if !self.trust_roots.is_empty() && (first || self.trust_roots != last.trust_roots) {
             update.trust_roots = vec![self.trust_roots.clone()];
         }
         update.removed_workloads = removed(&last.workloads, &self.workloads);

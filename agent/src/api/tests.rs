@@ -22,7 +22,7 @@ use weft_proto::v1::{
 };
 
 use super::{Allowed, Ask, Listener, ObserverService, ProxyPorts, ProxyService, ProxyState};
-use crate::ca::{Authority, WorkloadCertificates};
+use crate::ca::{Authority, Issued};
 use crate::flows::FlowRing;
 use crate::flows::test_support::{event, mesh, pod, publish};
 use crate::identity::SpiffeId;
@@ -185,13 +185,12 @@ async fn a_proxy_that_watches_gets_renewed_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let hour = Duration::from_secs(3600);
     let authority = Authority::open(directory.path(), "cluster.local", hour).unwrap();
-    let mut certificates = WorkloadCertificates::new(authority);
     let identity = SpiffeId::new("cluster.local", "shop", "web");
-    let wanted = std::collections::BTreeSet::from([identity.clone()]);
     let now = std::time::SystemTime::now();
-    certificates.reconcile(&wanted, now);
+    let roots_pem: Arc<str> = authority.roots_pem().into();
 
-    let state = ProxyState::new(certificates.root_pem());
+    // The roots come with the first certificates.
+    let state = ProxyState::new("");
     let proxy = proxy(state, Allowed { uid: Some(PROXY) }).await;
     let mut client = ProxyConfigClient::new(connect(&proxy.socket).await);
     let request = WatchRequest { version: "test".into() };
@@ -203,22 +202,29 @@ async fn a_proxy_that_watches_gets_renewed_certificates() {
     proxy.state.send_modify(|state| Arc::make_mut(state).set_mesh(&mesh, "n1", PORTS));
     let first = timeout(DEADLINE, updates.next()).await.unwrap().unwrap().unwrap();
     assert!(first.synced && first.certificates.is_empty() && first.workloads.len() == 1);
+    assert!(first.trust_roots.is_empty());
 
     let mut keys = Vec::new();
     for round in 1..=2 {
-        certificates.reconcile(&wanted, now + hour * round);
-        let issued = certificates.issued().clone();
+        let issued = Issued {
+            certificates: [(
+                identity.clone(),
+                Arc::new(authority.issue(&identity, now + hour * round).unwrap()),
+            )]
+            .into(),
+            roots_pem: roots_pem.clone(),
+        };
         proxy.state.send_modify(|state| Arc::make_mut(state).set_certificates(&issued));
         let update = timeout(DEADLINE, updates.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(update.certificates.len(), 1);
         assert_eq!(update.certificates[0].identity, identity.as_str());
         assert!(update.workloads.is_empty());
+        assert_eq!(update.trust_roots.len(), usize::from(round == 1));
         keys.push(update.certificates[0].key.clone());
     }
     assert_ne!(keys[0], keys[1]);
 
-    certificates.reconcile(&Default::default(), now);
-    let issued = certificates.issued().clone();
+    let issued = Issued { roots_pem, ..Issued::default() };
     proxy.state.send_modify(|state| Arc::make_mut(state).set_certificates(&issued));
     let update = timeout(DEADLINE, updates.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(update.removed_certificates, [identity.as_str()]);

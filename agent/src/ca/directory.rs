@@ -6,10 +6,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use rcgen::KeyPair;
 
-use super::{CaError, root};
+use super::{CaError, material, new_key, root};
 
 const CERTIFICATE: &str = "root.pem";
 const KEY: &str = "root.key";
@@ -42,9 +41,7 @@ pub(super) fn open(directory: &Path, trust_domain: &str) -> Result<(String, KeyP
             return Err(CaError::KeyMissing { certificate: certificate_path, key: key_path });
         }
         None => {
-            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|source| {
-                CaError::Crypto { subject: format!("trust domain {trust_domain}"), source }
-            })?;
+            let key = new_key(&format!("trust domain {trust_domain}"))?;
             write(&key_path, &key.serialize_pem(), 0o600)?;
             key
         }
@@ -97,16 +94,7 @@ fn check_certificate(
             certificate.validity().not_after
         )));
     }
-    let uri = certificate.iter_extensions().find_map(|extension| {
-        let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else {
-            return None;
-        };
-        names.general_names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
-            _ => None,
-        })
-    });
-    match uri {
+    match material::trust_domain(&certificate) {
         Some(found) if found != trust_domain => Err(CaError::TrustDomain {
             path: path.to_owned(),
             found: found.to_owned(),

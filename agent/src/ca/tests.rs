@@ -9,7 +9,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Authority, CaError, WorkloadCertificates};
+use super::{Authority, CaError};
 use crate::identity::SpiffeId;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -29,7 +29,7 @@ fn a_workload_certificate_is_an_svid_that_the_root_signs() {
     let now = SystemTime::now();
     let issued = authority.issue(&web(), now).unwrap();
 
-    let (_, root) = parse_x509_pem(authority.root_pem().as_bytes()).unwrap();
+    let (_, root) = parse_x509_pem(authority.roots_pem().as_bytes()).unwrap();
     let root = root.parse_x509().unwrap();
     let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
     leaf.verify_signature(Some(root.public_key())).unwrap();
@@ -70,7 +70,7 @@ fn agents_that_share_a_directory_share_one_root() {
             .map(|_| {
                 scope.spawn(|| {
                     barrier.wait();
-                    open(directory.path()).root_pem().to_owned()
+                    open(directory.path()).roots_pem().to_owned()
                 })
             })
             .collect();
@@ -107,27 +107,3 @@ fn what_is_not_a_root_of_this_trust_domain_is_refused() {
     let error = Authority::open(directory.path(), "cluster.local", HOUR).err().unwrap();
     assert!(matches!(error, CaError::KeyMissing { .. }), "{error}");
 }
-
-#[test]
-fn certificates_are_renewed_at_half_their_life_and_forgotten_with_their_pods() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut certificates = WorkloadCertificates::new(open(directory.path()));
-    let start = SystemTime::now();
-    let wanted = BTreeSet::from([web()]);
-
-    let (changed, next) = certificates.reconcile(&wanted, start);
-    assert!(changed);
-    assert_eq!(next, Some(start + HOUR / 2));
-    let first = certificates.issued()[&web()].clone();
-
-    let (changed, _) = certificates.reconcile(&wanted, start + HOUR / 2 - CLOCK_STEP);
-    assert!(!changed);
-    let (changed, _) = certificates.reconcile(&wanted, start + HOUR / 2);
-    assert!(changed);
-    assert_ne!(certificates.issued()[&web()].key, first.key);
-
-    let (changed, next) = certificates.reconcile(&BTreeSet::new(), start);
-    assert!(changed && next.is_none() && certificates.issued().is_empty());
-}
-
-const CLOCK_STEP: Duration = Duration::from_secs(1);

@@ -5,11 +5,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use tonic::transport::Uri;
 use weft_model::mesh;
 
 use super::duration;
 use crate::agent::{AgentConfig, CA_DIR, PIN_DIR, RUN_DIR, run as run_agent};
+use crate::ca::channel::CaAddress;
 use crate::kernel::{self, AccelerationMode, MapSizes, ProxyCgroup, cgroups};
+
+/// Where the chart mounts the token and the trusted roots.
+const CA_TOKEN: &str = "/var/run/secrets/tokens/weft-ca";
+const CA_ROOT: &str = "/var/run/secrets/weft-trust-bundle/ca.crt";
 
 /// What the agent is told.
 #[derive(Debug, Args)]
@@ -46,6 +52,8 @@ pub struct AgentArgs {
     /// Directory of the trust root; made if it is not there
     #[arg(long, env = "WEFT_CA_DIR", default_value = CA_DIR, value_name = "DIR")]
     ca_dir: PathBuf,
+    #[command(flatten)]
+    ca: CaClientArgs,
     /// How long workloads' certificates live; they are renewed at half of it
     #[arg(long, default_value = "1h", value_parser = duration::parse, value_name = "TIME")]
     certificate_life: Duration,
@@ -56,6 +64,35 @@ pub struct AgentArgs {
     /// How many flows are remembered for `weft observe`
     #[arg(long, default_value_t = 65_536, value_name = "N")]
     flows: usize,
+}
+
+/// How the agent reaches the cluster's certificate authority.
+#[derive(Debug, Args)]
+struct CaClientArgs {
+    /// The cluster's certificate authority [default: the root in --ca-dir issues]
+    #[arg(long, env = "WEFT_CA_ADDRESS", value_name = "https://HOST:PORT")]
+    ca_address: Option<Uri>,
+    /// Name in its certificate, where it is not that of the address
+    #[arg(long, env = "WEFT_CA_NAME", value_name = "NAME", requires = "ca_address")]
+    ca_name: Option<String>,
+    /// File with the service account token that proves this agent to it
+    #[arg(long, env = "WEFT_CA_TOKEN", default_value = CA_TOKEN, value_name = "FILE")]
+    ca_token: PathBuf,
+    /// File with the trusted roots (ca.crt of the ConfigMap weft-trust-bundle)
+    #[arg(long, env = "WEFT_CA_ROOT", default_value = CA_ROOT, value_name = "FILE")]
+    ca_root: PathBuf,
+}
+
+impl CaClientArgs {
+    fn address(self, life: Duration) -> Option<CaAddress> {
+        Some(CaAddress {
+            address: self.ca_address?,
+            server_name: self.ca_name,
+            token: self.ca_token,
+            roots: self.ca_root,
+            life,
+        })
+    }
 }
 
 /// How manifests are read.
@@ -180,6 +217,7 @@ impl AgentArgs {
             manifests: self.manifests,
             run_dir: self.run_dir,
             ca_dir: self.ca_dir,
+            ca: self.ca.address(self.certificate_life),
             certificate_life: self.certificate_life,
             proxy_user: self.proxy_user,
             flows: self.flows,

@@ -105,7 +105,7 @@ impl Reconciler {
             .current()
             .and_then(|current| now.duration_since(current.applied).ok())
             .is_none_or(|since| since < ISSUED_WITHIN);
-        let lacks = |identity: &&SpiffeId| match self.issued.get(identity) {
+        let lacks = |identity: &&SpiffeId| match self.issued.certificates.get(identity) {
             Some(certificate) => certificate.not_after <= now,
             None => !issuing,
         };
