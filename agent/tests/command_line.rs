@@ -91,6 +91,14 @@ fn validate_succeeds_on_good_manifests_and_fails_on_bad_ones() {
 }
 
 #[test]
+fn the_example_is_valid() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bookshop");
+    let output = weft(&["validate", text(&example)]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    assert!(stdout(&output).ends_with(": 0 errors, 0 warnings\n"), "{}", stdout(&output));
+}
+
+#[test]
 fn explain_answers_from_manifests_without_an_agent() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mesh.yaml");

@@ -17,7 +17,7 @@ use weft_tests::{Cluster, Mesh, MeshOptions, Process, binary};
 
 use self::expectation::{Expectation, Plan, Seen, Target};
 use self::flows::Flows;
-use self::shop::{EXPECTATIONS, Shop};
+use self::shop::Shop;
 use crate::nginx;
 use crate::repository::{find_command, root};
 use crate::steps::Steps;
@@ -93,7 +93,7 @@ fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
     let start = Instant::now();
     let folder = root().join("examples/bookshop");
     let shop = Shop::read(&folder)?;
-    let plan = Plan::read(&folder.join(EXPECTATIONS))?;
+    let plan = Plan::read(&root().join("examples/bookshop-expectations.yaml"))?;
     Cluster::remove(FULL_NAME).context("an earlier demo is in the way")?;
 
     let cluster = steps.during("two nodes, and the shop's pods", |_| cluster(&shop, &plan))?;

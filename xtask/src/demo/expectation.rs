@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use weft_tests::{Cluster, PodAddresses};
 
-/// `expectations.yaml`.
+/// `examples/bookshop-expectations.yaml`: no manifest, so it is not among them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -88,7 +88,7 @@ impl fmt::Display for Target {
 }
 
 impl Plan {
-    /// Reads `expectations.yaml`.
+    /// Reads it.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         serde_saphyr::from_str(&text).with_context(|| file.display().to_string())

@@ -8,9 +8,6 @@ use weft_tests::{Cluster, Mesh};
 
 use super::expectation::{Expectation, Seen, Target};
 
-/// The path of what does not leave its pod.
-const NO_PATH: &str = "none";
-
 /// A flow, as `weft observe -o json` prints it; what is not used here is left out.
 #[derive(Clone, Debug, Deserialize)]
 struct Flow {
@@ -108,12 +105,8 @@ impl Seen {
         };
         let rule = ruled.and_then(|flow| flow.rule.clone()).filter(|rule| !rule.kind.is_empty());
         // The path is what the client's side chose; both sides say the same where both see it.
-        // What connect() refuses takes none.
         let chosen = flows.iter().find(|flow| flow.direction == "egress").or(flows.first());
-        let path = chosen.map(|flow| match &*flow.path {
-            "untouched" if flow.verdict == "denied" && flow.direction == "egress" => NO_PATH.into(),
-            path => path.to_owned(),
-        });
+        let path = chosen.map(|flow| flow.path.clone());
         let mut identities: BTreeMap<&str, usize> = BTreeMap::new();
         for flow in flows.iter().filter(|flow| !flow.source.identity.is_empty()) {
             *identities.entry(&flow.source.identity).or_default() += 1;

@@ -7,9 +7,6 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use weft_tests::{NamespaceSpec, PodSpec, ServiceSpec};
 
-/// The file with what is expected; it is no manifest.
-pub const EXPECTATIONS: &str = "expectations.yaml";
-
 /// The bookshop.
 #[derive(Default)]
 pub struct Shop {
@@ -29,9 +26,7 @@ impl Shop {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
             let path = entry?.path();
-            let is_manifest = path.extension().is_some_and(|extension| extension == "yaml")
-                && path.file_name().is_some_and(|name| name != EXPECTATIONS);
-            if is_manifest {
+            if path.extension().is_some_and(|extension| extension == "yaml") {
                 files.push(path);
             }
         }
