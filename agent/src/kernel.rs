@@ -72,6 +72,8 @@ pub struct Kernel {
     kept: Vec<String>,
     sockets: PodSockets,
     cut_events: CutEvents,
+    /// When all connections were last judged, by the programs' clock.
+    judged: u64,
     acceleration: Acceleration,
     adopted: bool,
     /// At work until this is dropped.
@@ -143,6 +145,7 @@ impl Kernel {
             kept: kept.into_keys().collect(),
             sockets: PodSockets::default(),
             cut_events: CutEvents::default(),
+            judged: 0,
             acceleration,
             adopted,
             _waker: waker,
@@ -275,13 +278,24 @@ impl Kernel {
             .insert(&interface, &pod)
             .map_err(|error| failed(std::io::Error::other(error)))?;
         self.tables.interfaces.commit();
-        programs::attach_to_interface(&self.pins, &self.ebpf, interface).map_err(failed)
+        let attached = programs::attach_to_interface(&self.pins, &self.ebpf, interface);
+        if attached.is_err() && programs::count_on_interface(&self.pins, interface) == 0 {
+            // Nothing looks there.
+            self.forget_interface(interface).map_err(failed)?;
+        }
+        attached.map_err(failed)
+    }
+
+    fn forget_interface(&mut self, interface: u32) -> std::io::Result<()> {
+        self.tables.interfaces.remove(&interface).map_err(std::io::Error::other)?;
+        self.tables.interfaces.commit();
+        Ok(())
     }
 
     /// Whether the interface is hooked for the pod, by this agent or an earlier one.
     pub fn is_attached(&self, interface: u32, pod: PodId) -> bool {
         self.attached_interfaces().get(&interface) == Some(&pod)
-            && !programs::half_attached(&self.pins, interface)
+            && programs::count_on_interface(&self.pins, interface) == programs::ON_INTERFACES.len()
     }
 
     /// Takes the hooks from an interface again, whether it is still there or not.
@@ -293,12 +307,7 @@ impl Kernel {
             KernelError::new(format!("cannot detach from interface {interface}"), source)
         };
         programs::detach_from_interface(&self.pins, interface).map_err(failed)?;
-        self.tables
-            .interfaces
-            .remove(&interface)
-            .map_err(|error| failed(std::io::Error::other(error)))?;
-        self.tables.interfaces.commit();
-        Ok(())
+        self.forget_interface(interface).map_err(failed)
     }
 
     /// The interfaces that are hooked, also by an earlier agent, and their pods.

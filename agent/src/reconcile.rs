@@ -30,8 +30,8 @@ use crate::ca::Issued;
 use crate::flows::FlowRing;
 use crate::identity::SpiffeId;
 use crate::kernel::{
-    Applied, ApplyError, BpfLog, CgroupWatch, Kernel, KernelError, NodeAddresses, Options,
-    Settings, cgroups,
+    Applied, ApplyError, BpfLog, CgroupWatch, CutConnection, Kernel, KernelError, NodeAddresses,
+    Options, Settings, cgroups,
 };
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::source::View;
@@ -47,6 +47,8 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// From a pod's cgroup to its first process, as a rule.
 const PREPARE: Duration = Duration::from_secs(10);
+/// After a change of policy, how long to look for connections that were being admitted meanwhile.
+const LATE: Duration = Duration::from_secs(10);
 
 /// Whom the reconciler tells what is in force.
 pub struct Outputs {
@@ -98,6 +100,8 @@ pub struct Reconciler {
     retry: Option<Instant>,
     /// Pods' namespaces are entered for cutting connections until then.
     prepare_until: Instant,
+    /// Connections that the policy forbids may still turn up until then.
+    late_until: Instant,
 }
 
 impl Reconciler {
@@ -138,6 +142,7 @@ impl Reconciler {
             issued: Issued::default(),
             retry: None,
             prepare_until: Instant::now(),
+            late_until: Instant::now(),
         }
     }
 
@@ -286,6 +291,12 @@ impl Reconciler {
         {
             tracing::warn!(%error, "cutting connections may take longer");
         }
+        if self.problems.cut.is_some() {
+            self.cut();
+        } else if Instant::now() < self.late_until {
+            let cut = self.kernel.cut_late();
+            self.take_cut(cut);
+        }
         if self.retry.is_some_and(|retry| retry <= Instant::now()) {
             self.reconcile();
         } else if self.problems.bindings.is_some() {
@@ -388,7 +399,13 @@ impl Reconciler {
 
     /// Cuts connections that the policy in the kernel forbids.
     fn cut(&mut self) {
-        self.problems.cut = match self.kernel.cut_forbidden() {
+        self.late_until = Instant::now() + LATE;
+        let cut = self.kernel.cut_forbidden();
+        self.take_cut(cut);
+    }
+
+    fn take_cut(&mut self, cut: Result<Vec<CutConnection>, KernelError>) {
+        self.problems.cut = match cut {
             Ok(cut) => {
                 if !cut.is_empty() {
                     tracing::info!(connections = cut.len(), "cut: no longer allowed");

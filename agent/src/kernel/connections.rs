@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Instant;
 
 use aya::maps::{HashMap, Map, MapData};
 use rustix::time::{ClockId, clock_gettime};
@@ -43,10 +44,8 @@ impl CutConnection {
         if has(CONNECTION_ACCELERATE) {
             event_flags |= FLOW_ACCELERATED;
         }
-        // The programs' clock.
-        let now = clock_gettime(ClockId::Monotonic);
         FlowEvent {
-            time: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
+            time: programs_now(),
             source: origin.source,
             destination: origin.backend,
             dialled: origin.destination,
@@ -69,7 +68,8 @@ impl CutConnection {
 impl Kernel {
     /// Cuts the established connections that are forbidden by what is in the kernel now: to be
     /// called after [`Kernel::apply`]. They are marked first, so that the programs refuse their
-    /// bytes; then both sockets are destroyed, and their processes get ECONNABORTED.
+    /// bytes; then their sockets are destroyed, and their processes get ECONNABORTED or, where the
+    /// other end was first, ECONNRESET.
     ///
     /// Each is reported once, as an event of [`super::FlowEvents`].
     ///
@@ -80,8 +80,25 @@ impl Kernel {
     /// If the connections cannot be read, or sockets not be destroyed. They are marked all the
     /// same, so no more bytes pass.
     pub fn cut_forbidden(&mut self) -> Result<Vec<CutConnection>, KernelError> {
+        let since = std::mem::replace(&mut self.judged, programs_now());
+        self.cut(0).inspect_err(|_| self.judged = since)
+    }
+
+    /// The same for connections that were being admitted while [`Kernel::cut_forbidden`] was at
+    /// work, and for those that the programs have found to be forbidden: to be called for a while
+    /// after it.
+    ///
+    /// # Errors
+    /// As [`Kernel::cut_forbidden`].
+    pub fn cut_late(&mut self) -> Result<Vec<CutConnection>, KernelError> {
+        self.cut(self.judged)
+    }
+
+    /// Judges connections that were opened at this time or later.
+    fn cut(&mut self, opened: u64) -> Result<Vec<CutConnection>, KernelError> {
         let mut map = self.connections()?;
         let generation = self.in_force.generation;
+        let started = Instant::now();
         let mut found = Vec::new();
         // The programs have found, marked and reported some themselves, but they can only refuse
         // bytes: the processes are not told.
@@ -90,7 +107,7 @@ impl Kernel {
         read_all(&map, |key, connection| {
             if connection.flags & CONNECTION_CUT != 0 {
                 marked.push(CutConnection { key: *key, connection: *connection });
-            } else if connection.generation != generation {
+            } else if connection.generation != generation && connection.opened >= opened {
                 let decision = judge.connection(connection);
                 if !decision.allows() {
                     let flags = connection.flags | CONNECTION_CUT;
@@ -99,6 +116,7 @@ impl Kernel {
                 }
             }
         })?;
+        let judged = started.elapsed();
         for one in found {
             // In the meantime it may have been closed, or marked.
             match map.get(&one.key, 0) {
@@ -116,7 +134,15 @@ impl Kernel {
                 Err(_) => {}
             }
         }
+        let all_marked = started.elapsed();
         self.destroy(&marked)?;
+        tracing::debug!(
+            cut = marked.len(),
+            judged_us = judged.as_micros(),
+            marked_us = (all_marked - judged).as_micros(),
+            destroyed_us = (started.elapsed() - all_marked).as_micros(),
+            "forbidden connections"
+        );
         Ok(marked)
     }
 
@@ -140,18 +166,27 @@ impl Kernel {
     }
 
     fn destroy(&mut self, cut: &[CutConnection]) -> Result<(), KernelError> {
-        let mut sockets: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
-        for one in cut {
-            for (holder, socket) in ends(one) {
-                sockets.entry(holder).or_default().push(socket);
+        // A socket that is destroyed resets its peer. So of two ends on this node one is destroyed
+        // first, of every other connection the client's, of the rest the server's: their
+        // namespaces share the work. Then what is left of the others.
+        let mut first: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
+        let mut second: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
+        for (number, one) in cut.iter().enumerate() {
+            let mut ends: Vec<_> = ends(one).collect();
+            if number % 2 == 1 {
+                ends.reverse();
+            }
+            for (round, (holder, socket)) in [&mut first, &mut second].into_iter().zip(ends) {
+                round.entry(holder).or_default().push(socket);
             }
         }
         let unknown =
             |holder: &Holder| matches!(holder, Holder::Pod(_)) && !self.sockets.knows(*holder);
-        if sockets.keys().any(unknown) {
+        if first.keys().chain(second.keys()).any(unknown) {
             self.prepare_to_cut()?;
         }
-        self.sockets.destroy(&sockets).map_err(|(holder, source)| match holder {
+        let rounds = [first, second].map(|round| self.sockets.destroy(&round));
+        rounds.into_iter().collect::<Result<(), _>>().map_err(|(holder, source)| match holder {
             Holder::Pod(pod) => {
                 KernelError::new(format!("cannot destroy sockets of pod {pod}"), source)
             }
@@ -208,6 +243,12 @@ fn read_all(
             result.map_err(|source| KernelError::new("cannot read the map CONNECTIONS", source))
         }
     }
+}
+
+/// The programs' clock (`bpf_ktime_get_ns`).
+fn programs_now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The sockets of a connection that are on this node.

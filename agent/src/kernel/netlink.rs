@@ -143,24 +143,32 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests at once, and says of each what came of it, in their order.
-    pub(super) fn execute(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Result<()>>> {
+    /// Sends several requests at once, and returns the errors of those that failed.
+    pub(super) fn execute(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Error>> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let last = self.send(requests, ACKNOWLEDGE)?;
+        // Errors come by themselves; that it is done is only to be said of the last.
+        let last =
+            self.send_each(
+                requests,
+                |index| {
+                    if index + 1 == requests.len() { ACKNOWLEDGE } else { 0 }
+                },
+            )?;
         let first = last.wrapping_sub(requests.len() as u32 - 1);
-        let mut results: Vec<Option<io::Result<()>>> = requests.iter().map(|_| None).collect();
-        while results.iter().any(Option::is_none) {
+        let (mut errors, mut finished) = (Vec::new(), false);
+        while !finished {
             self.receive(|header, body| {
                 let index = header.sequence.wrapping_sub(first) as usize;
-                if let (ERROR, Some(slot)) = (header.kind, results.get_mut(index)) {
-                    *slot = Some(error_of(body));
+                if header.kind == ERROR && index < requests.len() {
+                    errors.extend(error_of(body).err());
+                    finished |= header.sequence == last;
                 }
                 Ok(())
             })?;
         }
-        Ok(results.into_iter().flatten().collect())
+        Ok(errors)
     }
 
     /// Sends several requests at once that are answered by one message each, and gives the
@@ -188,13 +196,22 @@ impl Netlink {
     }
 
     fn send(&mut self, requests: &[Request<'_>], flags: u16) -> io::Result<u32> {
+        self.send_each(requests, |_| flags)
+    }
+
+    /// With flags of each request's own, by its place.
+    fn send_each(
+        &mut self,
+        requests: &[Request<'_>],
+        flags: impl Fn(usize) -> u16,
+    ) -> io::Result<u32> {
         let mut buffer = Vec::with_capacity(requests.len() * 128);
-        for request in requests {
+        for (index, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             let length = (HEADER + request.body.len()) as u32;
             buffer.extend_from_slice(&length.to_ne_bytes());
             buffer.extend_from_slice(&request.kind.to_ne_bytes());
-            buffer.extend_from_slice(&(REQUEST | flags).to_ne_bytes());
+            buffer.extend_from_slice(&(REQUEST | flags(index)).to_ne_bytes());
             buffer.extend_from_slice(&self.sequence.to_ne_bytes());
             buffer.extend_from_slice(&0u32.to_ne_bytes());
             buffer.extend_from_slice(request.body);

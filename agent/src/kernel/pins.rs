@@ -10,8 +10,8 @@ use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-use super::OpenError;
 use super::programs::FrameWay;
+use super::{OpenError, system};
 
 /// `BPF_FS_MAGIC`
 const BPF_FILE_SYSTEM: i64 = 0xcafe_4a11;
@@ -82,8 +82,7 @@ impl Pins {
                 .and_then(|name| name.to_str())
                 .is_some_and(|name| name.starts_with(LAYOUT_PREFIX));
             if is_layout && path != self.layout {
-                fs::remove_dir_all(&path)
-                    .map_err(|source| OpenError::Pin { path: path.clone(), source })?;
+                remove_all(&path)?;
                 tracing::info!(
                     path = %path.display(),
                     "replaced the programs and maps of an agent with another layout"
@@ -101,8 +100,28 @@ pub(super) fn remove(directory: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     let _lock = lock(directory)?;
-    fs::remove_dir_all(directory)
-        .map_err(|source| OpenError::Pin { path: directory.to_owned(), source })
+    remove_all(directory)
+}
+
+/// Removes everything below `directory`. Links are detached first: where a link is only unpinned,
+/// its program runs on until the kernel comes to free it (a grace period and a work queue later),
+/// and as long as anybody has it open, be it for a look or in a process between fork and exec.
+fn remove_all(directory: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Pin { path: directory.to_owned(), source };
+    detach_links(directory).map_err(failed)?;
+    fs::remove_dir_all(directory).map_err(failed)
+}
+
+fn detach_links(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            detach_links(&entry.path())?;
+        } else {
+            system::detach_link(system::open_pin(&entry.path())?)?;
+        }
+    }
+    Ok(())
 }
 
 fn lock(directory: &Path) -> Result<File, OpenError> {

@@ -49,7 +49,7 @@ impl FrameWay {
 /// The map to which `redirect` is attached.
 pub(super) const SOCKETS: &str = "SOCKETS";
 /// The programs on pods' interfaces.
-const ON_INTERFACES: [(&str, FrameWay); 2] =
+pub(super) const ON_INTERFACES: [(&str, FrameWay); 2] =
     [("pod_interface", FrameWay::FromPod), ("to_pod_interface", FrameWay::ToPod)];
 
 /// Every program that is attached for good, by name.
@@ -231,6 +231,7 @@ fn attach_to_cgroup(
             remove_if_there(&aside)?;
             system::pin(fresh, &aside)?;
             fs::rename(&aside, &path)?;
+            system::detach_link(link)?;
             Ok(0)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -290,20 +291,27 @@ pub(super) fn attach_to_interface(pins: &Pins, ebpf: &Ebpf, interface: u32) -> i
     Ok(())
 }
 
-/// Whether an interface has some of the programs for frames, and lacks others: an earlier agent
+/// How many of the programs for frames an interface has. Some, and not all, where an earlier agent
 /// had fewer, or attaching them failed half-way.
-pub(super) fn half_attached(pins: &Pins, interface: u32) -> bool {
-    let there = ON_INTERFACES
+pub(super) fn count_on_interface(pins: &Pins, interface: u32) -> usize {
+    ON_INTERFACES
         .iter()
         .filter(|(_, way)| pins.interfaces(*way).join(interface.to_string()).exists())
-        .count();
-    there != 0 && there != ON_INTERFACES.len()
+        .count()
 }
 
 /// Detaches the programs for frames from an interface.
 pub(super) fn detach_from_interface(pins: &Pins, interface: u32) -> io::Result<()> {
     for (_, way) in ON_INTERFACES {
-        remove_if_there(&pins.interfaces(way).join(interface.to_string()))?;
+        let path = pins.interfaces(way).join(interface.to_string());
+        match system::open_pin(&path) {
+            Ok(link) => {
+                system::detach_link(link)?;
+                fs::remove_file(&path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

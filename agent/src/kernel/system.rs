@@ -127,6 +127,20 @@ pub(super) fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
 }
 
+/// Detaches the program of a link, at once and whoever else has the link open. What is no link is
+/// left alone, and so are links of kernels before 5.9: there a program goes with the last reference
+/// to its link.
+pub(super) fn detach_link(link: impl AsFd) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_detach.link_fd = raw(&link);
+    match bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Attaches a program to a map of sockets, atomically in the place of the one that is there.
 pub(super) fn attach_to_map(
     program: impl AsFd,

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use weft_agent::kernel::{Kernel, OpenError};
+use aya::programs::links::PinnedLink;
+use weft_agent::kernel::{Kernel, OpenError, programs_on_hooks};
 use weft_common::CONFIG_READY;
 
 use crate::fixture::{Fixture, pod, tables};
@@ -65,6 +67,7 @@ fn an_agent_adopts_what_an_earlier_one_has_left() {
 fn another_cgroup_takes_the_links_over() {
     let fixture = Fixture::new();
     drop(fixture.open());
+    let _held = open_links(&fixture.pins);
     let other = fixture.cgroup("other");
     let mut options = fixture.options();
     options.pods_cgroup = other;
@@ -82,26 +85,42 @@ fn another_cgroup_takes_the_links_over() {
 fn what_another_layout_has_left_is_removed() {
     let fixture = Fixture::new();
     drop(fixture.open());
+    let _held = open_links(&fixture.pins);
     let own = std::fs::read_dir(&fixture.pins).unwrap().next().unwrap().unwrap().path();
     let other = fixture.pins.join("layout-0-00000000");
     std::fs::rename(&own, &other).unwrap();
     let kernel = fixture.open();
     assert!(!kernel.adopted());
     assert!(!other.exists());
-    // The kernel drops a link that is no longer pinned a little later.
-    weft_tests::eventually("the other layout's programs to go", || {
-        let hooks = kernel.status().unwrap().on_pods_cgroup;
-        hooks.values().all(|programs| programs.len() == 1).then_some(())
-    })
-    .unwrap();
+    for (hook, programs) in &kernel.status().unwrap().on_pods_cgroup {
+        assert_eq!(programs.len(), 1, "{hook}");
+    }
+}
+
+/// Every link that is pinned below a directory. A link that somebody has open outlives its pin.
+fn open_links(directory: &Path) -> Vec<PinnedLink> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(open_links(&path));
+        } else {
+            found.extend(PinnedLink::from_pin(&path));
+        }
+    }
+    found
 }
 
 #[test]
 fn remove_leaves_nothing() {
     let fixture = Fixture::new();
     drop(fixture.open());
+    let _held = open_links(&fixture.pins);
+    let attached = || programs_on_hooks(&fixture.root).unwrap().into_iter();
+    assert_ne!(attached().filter(|program| program.cgroup == fixture.root).count(), 0);
     Kernel::remove(&fixture.pins).unwrap();
     assert!(!fixture.pins.exists());
+    assert_eq!(attached().find(|program| program.cgroup == fixture.root), None);
     Kernel::remove(&fixture.pins).unwrap();
 }
 

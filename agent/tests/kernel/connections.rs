@@ -6,6 +6,8 @@ use weft_common::{CHARGED, CONNECTION_CUT, Counter, FlowEvent, FlowKind, Path, R
 use crate::node::Node;
 
 const PORT: u16 = 7000;
+/// How long what is waited for may take before the wait is given up, on a busy machine, too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn forbidden_connections_are_cut_and_others_go_on() {
@@ -22,7 +24,7 @@ fn forbidden_connections_are_cut_and_others_go_on() {
         .args(["--mode", "stall", "--quiet", "--tcp", &PORT.to_string()])
         .spawn()
         .unwrap();
-    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
     let mut client = node
         .client
         .tool("hold")
@@ -30,7 +32,7 @@ fn forbidden_connections_are_cut_and_others_go_on() {
         .args([&node.server.v4(PORT).to_string(), "--count", &COUNT.to_string()])
         .spawn()
         .unwrap();
-    let holding = client.await_event(Duration::from_secs(60), "holding").unwrap();
+    let holding = client.await_event(PATIENCE, "holding").unwrap();
     assert_eq!(holding["held"], COUNT, "{holding}");
     assert_eq!(node.kernel.list_connections().unwrap().len(), COUNT);
 
@@ -41,10 +43,14 @@ fn forbidden_connections_are_cut_and_others_go_on() {
     assert_eq!(node.kernel.list_connections().unwrap().len(), COUNT);
 
     node.kernel.prepare_to_cut().unwrap();
+    // How long each step took.
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).finish();
+    let printing = tracing::subscriber::set_default(subscriber);
     let start = Instant::now();
     node.kernel.apply(&node.tables(false)).unwrap();
     let cut = node.kernel.cut_forbidden().unwrap();
     println!("cutting {COUNT} connections took {:?}", start.elapsed());
+    drop(printing);
     assert_eq!(cut.len(), COUNT);
     for one in &cut {
         assert_eq!(one.connection.decision.reason, Reason::RuleDenies as u32);
@@ -71,12 +77,12 @@ fn records_of_a_server_that_never_closes_are_bounded() {
     node.kernel.apply(&node.tables(true)).unwrap();
     let run = node.server.tool("serve").unwrap().args(["--mode", "stall", "--quiet"]);
     let mut server = run.args(["--tcp", &PORT.to_string()]).spawn().unwrap();
-    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
     for _ in 0..4 {
         let to = node.server.v4(PORT).to_string();
         let run = node.client.tool("hold").unwrap().args([&to, "--count", "30"]);
         let mut client = run.spawn().unwrap();
-        let holding = client.await_event(Duration::from_secs(60), "holding").unwrap();
+        let holding = client.await_event(PATIENCE, "holding").unwrap();
         assert_eq!(holding["held"], 30, "{holding}");
         drop(client);
         weft_tests::eventually("the client's sockets are closed", || {
@@ -93,6 +99,36 @@ fn records_of_a_server_that_never_closes_are_bounded() {
     .unwrap();
 }
 
+/// A connection that was being admitted while the others were judged.
+#[test]
+fn a_connection_that_comes_late_is_cut() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::new();
+    let mut server =
+        node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
+    let hold = || {
+        let tool = node.client.tool("hold").unwrap().arg(node.server.v4(PORT).to_string());
+        let mut client = tool.args(["--count", "1"]).spawn().unwrap();
+        client.await_event(PATIENCE, "holding").unwrap();
+        client
+    };
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let _judged = hold();
+    assert_eq!(node.kernel.cut_forbidden().unwrap(), vec![]);
+    let _late = hold();
+    node.kernel.apply(&node.tables(false)).unwrap();
+    let cut = node.kernel.cut_late().unwrap();
+    assert_eq!(cut.len(), 1, "{cut:?}");
+    weft_tests::eventually("its record to go", || {
+        (node.kernel.list_connections().unwrap().len() == 1).then_some(())
+    })
+    .unwrap();
+    assert_eq!(node.kernel.cut_forbidden().unwrap().len(), 1, "the other one");
+}
+
 #[tokio::test]
 async fn a_process_with_a_cut_connection_is_told() {
     if weft_tests::skipped_without_root() {
@@ -103,7 +139,7 @@ async fn a_process_with_a_cut_connection_is_told() {
     node.kernel.apply(&node.tables(true)).unwrap();
     let mut server =
         node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
-    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
     for to in [node.server.v4(PORT), node.server.v6(PORT)] {
         node.kernel.apply(&node.tables(true)).unwrap();
         let before = node.kernel.counters().unwrap().get(Counter::Redirected);
@@ -115,7 +151,7 @@ async fn a_process_with_a_cut_connection_is_told() {
             .args([&to.to_string(), "--milliseconds", "60000", "--pause-micros", "2000000"])
             .spawn()
             .unwrap();
-        probe.await_event(Duration::from_secs(10), "established").unwrap();
+        probe.await_event(PATIENCE, "established").unwrap();
         weft_tests::eventually("bytes move from socket to socket", || {
             let now = node.kernel.counters().unwrap().get(Counter::Redirected);
             (now > before).then_some(())
@@ -125,12 +161,12 @@ async fn a_process_with_a_cut_connection_is_told() {
         assert_eq!(node.kernel.cut_forbidden().unwrap().len(), 1);
         let mut events = Vec::new();
         while !events.iter().any(|one: &FlowEvent| one.kind == FlowKind::Close as u8) {
-            let reading = tokio::time::timeout(Duration::from_secs(5), flows.read(&mut events));
+            let reading = tokio::time::timeout(PATIENCE, flows.read(&mut events));
             reading.await.expect("its socket closes").unwrap();
         }
         let cut = events.iter().filter(|one| one.kind == FlowKind::Cut as u8).count();
         assert_eq!(cut, 1, "{events:?}");
-        let ended = probe.await_event(Duration::from_secs(5), "ended").unwrap();
+        let ended = probe.await_event(PATIENCE, "ended").unwrap();
         assert!(ended["error"].is_object(), "{to}: {ended}");
     }
 }
@@ -145,11 +181,11 @@ async fn flows_are_reported() {
     let mut flows = node.kernel.flow_events().unwrap();
     let mut server =
         node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string()]).spawn().unwrap();
-    server.await_event(Duration::from_secs(10), "listening").unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
     node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
     let mut events = Vec::new();
     while !events.iter().any(|event: &FlowEvent| event.kind == FlowKind::Close as u8) {
-        tokio::time::timeout(Duration::from_secs(5), flows.read(&mut events))
+        tokio::time::timeout(PATIENCE, flows.read(&mut events))
             .await
             .expect("events come without being waited for long")
             .unwrap();
@@ -163,7 +199,7 @@ async fn flows_are_reported() {
     node.kernel.apply(&node.tables(false)).unwrap();
     node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
     events.clear();
-    tokio::time::timeout(Duration::from_secs(5), flows.read(&mut events)).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, flows.read(&mut events)).await.unwrap().unwrap();
     assert_eq!(events[0].kind, FlowKind::Denied as u8);
     assert_eq!(events[0].decision.rule, 1);
 }
@@ -197,6 +233,22 @@ fn finds_the_interface_of_a_pod_and_hooks_it() {
     waiting.kill();
 }
 
+#[test]
+fn an_interface_that_cannot_be_hooked_does_not_count_as_hooked() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    const NONE: u32 = 2_000_000_000;
+    let mut node = Node::new();
+    // Each time, not only the first.
+    for _ in 0..2 {
+        assert!(!node.kernel.is_attached(NONE, Node::SERVER));
+        node.kernel.attach_interface(NONE, Node::SERVER).unwrap_err();
+        assert!(!node.kernel.is_attached(NONE, Node::SERVER));
+        assert!(node.kernel.attached_interfaces().is_empty());
+    }
+}
+
 #[tokio::test]
 async fn the_programs_log_where_it_is_asked_for() {
     if weft_tests::skipped_without_root() {
@@ -215,7 +267,7 @@ async fn the_programs_log_where_it_is_asked_for() {
     node.client.tool("connect").unwrap().arg(node.server.v4(PORT).to_string()).output().unwrap();
     let reading = log.run();
     tokio::pin!(reading);
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !lines.text().contains("connect refused") {
         assert!(Instant::now() < deadline, "no such line: {}", lines.text());
         let _unused = tokio::time::timeout(Duration::from_millis(10), &mut reading).await;
