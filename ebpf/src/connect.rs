@@ -62,7 +62,7 @@ fn pod_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 {
         Caller::Other => return ALLOW,
         Caller::Unknown => {
             let attempt = Attempt { id: 0, source: Address::UNSPECIFIED, protocol, dialled };
-            return attempt.refuse(config, &dialled, 0, Decision::because(Reason::UnknownPod));
+            return attempt.refuse_untouched(config, Reason::UnknownPod);
         }
     };
     let source = verdict::address_of(pod, dialled.address.is_v4());
@@ -73,16 +73,18 @@ fn pod_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 {
         Choice::Backend { backend, backends } => (backend, backends),
         Choice::NoEndpoint => {
             unsafe { bpf_set_retval(-ECONNREFUSED) };
-            return attempt.refuse(config, &dialled, 0, Decision::because(Reason::NoEndpoint));
+            return attempt.refuse_untouched(config, Reason::NoEndpoint);
         }
     };
     if !peer.can_hold(&backend.address) {
         unsafe { bpf_set_retval(-ECONNREFUSED) };
-        return attempt.refuse(config, &dialled, 0, Decision::because(Reason::NoEndpoint));
+        return attempt.refuse_untouched(config, Reason::NoEndpoint);
     }
 
     let entry = tables::address(&backend.address);
     let server = verdict::local_pod(&entry);
+    let path =
+        if protocol == TCP { path(config, &entry, &backend) } else { Path::Untouched as u32 };
     let decision = if verdict::is_proxy_port(config, &backend) {
         Decision::because(Reason::ProxyPort)
     } else {
@@ -90,7 +92,7 @@ fn pod_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 {
     };
     if !decision.allows() {
         debug!(ctx, "pod {}: connect refused, reason {}", id, decision.reason);
-        return attempt.refuse(config, &backend, server, decision);
+        return attempt.refuse(config, &backend, server, path, decision);
     }
 
     if protocol == UDP {
@@ -103,7 +105,6 @@ fn pod_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 {
         return ALLOW;
     }
 
-    let path = path(config, &entry, &backend);
     let mut flags = SOCKET_CLIENT;
     if path == Path::Direct as u32 {
         flags |= SOCKET_PROVEN;
@@ -117,7 +118,7 @@ fn pod_connect<const V6: bool>(ctx: &SockAddrContext, peer: &Peer<V6>) -> i32 {
         if config.outbound_port == 0 || node.is_unspecified() {
             // Rather nothing than plain text.
             let decision = Decision::because(Reason::MissingTable);
-            return attempt.refuse(config, &backend, server, decision);
+            return attempt.refuse(config, &backend, server, path, decision);
         }
         peer.set(&Endpoint { address: node, port: config.outbound_port });
         flags |= SOCKET_SHOWS_PEER;
@@ -152,12 +153,21 @@ struct Attempt {
 }
 
 impl Attempt {
+    /// Refuses what leads nowhere.
+    #[inline(always)]
+    fn refuse_untouched(&self, config: &Config, reason: Reason) -> i32 {
+        let decision = Decision::because(reason);
+        self.refuse(config, &self.dialled, 0, Path::Untouched as u32, decision)
+    }
+
+    /// `path` is the one that it would have taken.
     #[inline(always)]
     fn refuse(
         &self,
         config: &Config,
         destination: &Endpoint,
         destination_pod: PodId,
+        path: u32,
         decision: Decision,
     ) -> i32 {
         tables::count(Counter::Denied);
@@ -169,7 +179,7 @@ impl Attempt {
             destination_pod,
             decision,
             generation: config.generation,
-            path: Path::Untouched as u8,
+            path: path as u8,
             protocol: self.protocol,
             flags: FLOW_EGRESS | FLOW_PROVEN,
         };

@@ -70,6 +70,11 @@ pub static SOCKET_SERVICES: SkStorage<Translations> = SkStorage::new();
 #[map]
 pub static ADMITTED: LruHashMap<ConnectionKey, u32> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Refused SYNs that were reported: their sequence numbers, which are the same when they are sent
+/// again.
+#[map]
+pub static REFUSED_SYNS: LruHashMap<ConnectionKey, u32> = LruHashMap::with_max_entries(8192, 0);
+
 #[map]
 pub static DATAGRAMS: HashMap<DatagramKey, Datagram> = HashMap::with_max_entries(262_144, LAZY);
 #[map]

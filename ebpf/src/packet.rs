@@ -51,6 +51,8 @@ pub struct Packet {
     pub source_port: u16,
     /// Destination port in host byte order; of an echo its identifier; otherwise 0.
     pub destination_port: u16,
+    /// TCP's sequence number, as it stands.
+    pub sequence: u32,
     /// TCP's flags.
     pub tcp_flags: u8,
     /// Whether there are bytes behind TCP's header.
@@ -243,6 +245,7 @@ fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> O
             let header: TcpHeader = load(skb, packet.inner)?;
             packet.source_port = u16::from_be(header.source);
             packet.destination_port = u16::from_be(header.destination);
+            packet.sequence = header.sequence;
             packet.tcp_flags = header.flags;
             packet.payload = (packet.inner + u32::from(header.length >> 4) * 4 < end) as u8;
         }
@@ -280,6 +283,7 @@ pub fn unread() -> Packet {
         id: 0,
         source_port: 0,
         destination_port: 0,
+        sequence: 0,
         tcp_flags: 0,
         payload: 0,
         icmp: Icmp { kind: 0, v6: 0 },

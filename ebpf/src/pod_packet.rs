@@ -17,7 +17,7 @@ use crate::datagram;
 use crate::flow::{self, Flow};
 use crate::fragment;
 use crate::identity::{self, Caller};
-use crate::maps::ADMITTED;
+use crate::maps::{ADMITTED, REFUSED_SYNS};
 use crate::packet::{self, Packet, Part};
 use crate::tables;
 use crate::verdict::{self, Between};
@@ -151,11 +151,14 @@ fn recorded(config: &Config, packet: &Packet) -> Record {
     }
 }
 
-/// Counts and reports a packet that was refused.
+/// Counts and reports a packet that was refused; of an attempt to connect, its first.
 #[inline(never)]
 pub fn report_refusal(of: &PodPacket, decision: Decision) {
     let &PodPacket { config, id, packet, outbound, .. } = of;
     tables::count(Counter::Denied);
+    if packet.protocol == TCP && packet.is_syn() && sent_again(packet) {
+        return;
+    }
     let other = tables::address(if outbound { &packet.destination } else { &packet.source });
     let other = verdict::local_pod(&other);
     let (source_pod, destination_pod) = if outbound { (id, other) } else { (other, id) };
@@ -173,6 +176,19 @@ pub fn report_refusal(of: &PodPacket, decision: Decision) {
         flags: if outbound { FLOW_EGRESS } else { 0 },
     };
     flow::emit(FlowKind::Denied, id, &event, None);
+}
+
+/// Whether a refused SYN has been reported before: TCP sends it again until it gives up.
+#[inline(never)]
+fn sent_again(packet: &Packet) -> bool {
+    let (key, _) = packet.connection();
+    if let Some(reported) = unsafe { REFUSED_SYNS.get(key) } {
+        if *reported == packet.sequence {
+            return true;
+        }
+    }
+    let _ = REFUSED_SYNS.insert(key, packet.sequence, 0);
+    false
 }
 
 /// A packet of a pod.
