@@ -111,7 +111,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Waits until no process is left; the kernel tells by POLLPRI on `cgroup.events`.
 fn await_empty(path: &Path) -> Result<()> {
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(60);
     let deadline = Instant::now() + LIMIT;
     let events = path.join("cgroup.events");
     loop {

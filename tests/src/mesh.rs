@@ -18,7 +18,7 @@ const PROXY_USER: u32 = 65532;
 /// Where proxies listen unless they are told otherwise.
 const PROXY_PORTS: [u16; 2] = [15001, 15008];
 /// How long an agent may take until it has attached its programs and applied the manifests.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// How the mesh's processes are started.
 #[derive(Clone, Debug, Default)]

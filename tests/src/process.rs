@@ -15,7 +15,7 @@ use crate::place::Place;
 use crate::wait::eventually_within;
 
 /// How long [`Run::output`] lets a program run.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program that is about to run in a place.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// How long [`Self::output`] lets it run (30 s if this is not called).
+    /// How long [`Self::output`] lets it run (60 s if this is not called).
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self

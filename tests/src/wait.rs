@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long a condition may take before its wait is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a condition may take before its wait is given up, on a busy machine, too.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a condition that nothing announces.
 const INTERVAL: Duration = Duration::from_millis(1);
 

@@ -28,7 +28,7 @@ use crate::flows::test_support::{event, mesh, pod, publish};
 use crate::identity::SpiffeId;
 use crate::snapshot::Snapshots;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 /// `nobody`.
 const PROXY: u32 = 65534;
 const PORTS: ProxyPorts = ProxyPorts { outbound: 15001, inbound: 15008 };

@@ -228,7 +228,7 @@ async fn a_thousand_connections_are_carried_faithfully() {
         dialled.unwrap();
     }
     stop.send(()).unwrap();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), servers)
+    let ended = tokio::time::timeout(PATIENCE, servers)
         .await
         .expect("every server's connection has ended")
         .unwrap();

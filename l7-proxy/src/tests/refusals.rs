@@ -32,7 +32,7 @@ async fn greeting(socket: std::io::Result<TcpStream>) -> std::io::Result<Vec<u8>
     let mut socket = socket?;
     let mut bytes = Vec::new();
     let read = socket.read_to_end(&mut bytes);
-    tokio::time::timeout(std::time::Duration::from_secs(15), read).await.expect("an end")?;
+    tokio::time::timeout(PATIENCE, read).await.expect("an end")?;
     Ok(bytes)
 }
 

@@ -61,6 +61,9 @@ impl Authority {
     }
 }
 
+/// How long what is waited for may take before the wait is given up, on a busy machine, too.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(super) const HOUR: time::Duration = time::Duration::hours(1);
 
 pub(super) fn identity(account: &str) -> String {
@@ -309,5 +312,5 @@ pub(super) async fn until(mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the condition in time");
+    tokio::time::timeout(PATIENCE, wait).await.expect("the condition in time");
 }

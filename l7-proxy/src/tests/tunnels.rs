@@ -1,6 +1,8 @@
 //! Tunnels through changes of configuration, and at their bounds.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +33,7 @@ async fn ask(socket: &mut TcpStream, question: &[u8]) -> std::io::Result<()> {
         socket.write_all(question).await?;
         socket.read_exact(&mut answer).await
     };
-    tokio::time::timeout(Duration::from_secs(10), round).await.expect("an answer")?;
+    tokio::time::timeout(PATIENCE, round).await.expect("an answer")?;
     assert_eq!(answer, question);
     Ok(())
 }
@@ -59,7 +61,7 @@ async fn bytes_come_back_as_they_were_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renewal_cuts_nothing() {
-    let mesh = std::sync::Arc::new(Mesh::new().await);
+    let mesh = Arc::new(Mesh::new().await);
     echo(&mesh, 8080).await;
     // The first certificates soon expire: what works later works by the renewed ones.
     let soon = time::Duration::seconds(4);
@@ -71,27 +73,34 @@ async fn renewal_cuts_nothing() {
     renew(soon);
     let expiry = tokio::time::Instant::now() + Duration::from_secs(5);
     let mut users = tokio::task::JoinSet::new();
+    let (done, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     for user in 0..16u32 {
-        let mesh = mesh.clone();
+        let (mesh, done, over) = (mesh.clone(), done.clone(), over.clone());
         users.spawn(async move {
             let mut lasting = mesh.connect(8080).await.unwrap();
             let mut rounds = 0u32;
-            while tokio::time::Instant::now() < expiry {
+            while !over.load(Ordering::Relaxed) {
                 let question = [user.to_le_bytes(), rounds.to_le_bytes()].concat();
                 ask(&mut lasting, &question).await.expect("the lasting connection goes on");
                 let mut fresh = mesh.connect(8080).await.unwrap();
                 ask(&mut fresh, &question).await.expect("a new connection works");
                 rounds += 1;
+                done.fetch_add(1, Ordering::Relaxed);
             }
-            rounds
         });
     }
     for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
         renew(HOUR);
+        // Connections are made and used between one renewal and the next.
+        let before = done.load(Ordering::Relaxed);
+        until(async || done.load(Ordering::Relaxed) > before + 32).await;
     }
-    while let Some(rounds) = users.join_next().await {
-        assert!(rounds.unwrap() > 0);
+    tokio::time::sleep_until(expiry).await;
+    let before = done.load(Ordering::Relaxed);
+    until(async || done.load(Ordering::Relaxed) > before + 32).await;
+    over.store(true, Ordering::Relaxed);
+    while let Some(user) = users.join_next().await {
+        user.unwrap();
     }
 }
 
@@ -220,7 +229,7 @@ async fn without_the_agent_the_last_configuration_stays() {
     }
     let mut fresh = mesh.connect_from(mesh.client, (late, 8080).into()).await.unwrap();
     fresh.write_all(b"hello").await.unwrap();
-    let (mut served, _) = tokio::time::timeout(Duration::from_secs(10), listener.accept())
+    let (mut served, _) = tokio::time::timeout(PATIENCE, listener.accept())
         .await
         .expect("the connection arrives")
         .unwrap();
@@ -231,7 +240,8 @@ async fn without_the_agent_the_last_configuration_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_waits_for_a_pod_that_is_new() {
-    let mesh = Mesh::new().await;
+    let limits = Limits { unknown_wait: PATIENCE, ..Limits::default() };
+    let mesh = Mesh::with(limits).await;
     let new = Ipv4Addr::from(u32::from(mesh.server) + 1);
     let listener = TcpListener::bind((new, 8080)).await.unwrap();
     let mut socket = mesh.connect_from(mesh.client, (new, 8080).into()).await.unwrap();

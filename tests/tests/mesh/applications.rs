@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_tests::{MeshOptions, PodSpec, Process};
 
-use crate::shop::{PORT, Shop, accepted, builder, open, open_with};
+use crate::shop::{PORT, SOON, Shop, accepted, builder, open, open_with};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -64,7 +64,7 @@ fn readers_that_trust_a_short_read_get_everything() -> Result<()> {
         for kib in (64..400).step_by(12) {
             let kib = kib.to_string();
             let run = client.tool("words")?.arg(to.to_string()).args(["--kib", &kib]);
-            let sent = run.limit(Duration::from_secs(10)).output();
+            let sent = run.limit(SOON).output();
             let sent = sent.with_context(|| format!("{path} {to} {kib} KiB"))?;
             ensure!(sent.status.success(), "{path} {to} {kib} KiB: {sent:?}");
         }
@@ -95,7 +95,7 @@ fn the_next_agent_wakes_readers_that_trusted_a_short_read() -> Result<()> {
     node.start_agent()?;
     node.await_ready()?;
     for mut run in asleep {
-        ensure!(run.wait(Duration::from_secs(10))?.success(), "{}", run.stderr());
+        ensure!(run.wait(SOON)?.success(), "{}", run.stderr());
     }
     let lines = server.json();
     ensure!(lines.iter().all(|line| line["in_order"] != false), "{lines:?}");
@@ -237,9 +237,9 @@ fn a_peer_that_dies_is_seen_to_die() -> Result<()> {
     for (path, to) in targets(&shop)? {
         let pod = if path == "direct" { "shop/near" } else { "shop/far" };
         let mut server = shop.serve(pod)?;
-        let mut probe = shop.probe("shop/client", to, 20_000)?;
+        let mut probe = shop.probe("shop/client", to, 60_000)?;
         server.kill();
-        let end = probe.await_event(Duration::from_secs(3), "ended")?;
+        let end = probe.await_event(SOON, "ended")?;
         ensure!(!end["error"].is_null(), "{path} {to}: {end}");
     }
     Ok(())

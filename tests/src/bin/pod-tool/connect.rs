@@ -30,7 +30,7 @@ pub struct Options {
     #[arg(long)]
     bind: Option<SocketAddr>,
     /// Gives up after this long.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 20_000)]
     milliseconds: u64,
     /// Tries so often.
     #[arg(long, default_value_t = 1)]
@@ -52,7 +52,7 @@ pub struct DatagramOptions {
     #[arg(long)]
     mapped: bool,
     /// Waits so long for the answer.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 20_000)]
     milliseconds: u64,
 }
 

@@ -96,7 +96,7 @@ fn neighbour(address: Ipv4Addr) -> Result<[u8; 6]> {
         (bytes != [0; 6]).then_some(bytes)
     };
     let what = format!("the hardware address of {address}");
-    weft_tests::eventually_within(Duration::from_secs(2), &what, find)
+    weft_tests::eventually_within(Duration::from_secs(30), &what, find)
 }
 
 /// A TCP SYN.

@@ -23,7 +23,7 @@ pub struct Options {
     #[arg(long, default_value_t = 500)]
     pause_micros: u64,
     /// No answer for so long counts as lost.
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 20_000)]
     patience_milliseconds: u64,
 }
 
