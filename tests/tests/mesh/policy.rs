@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::PodSpec;
+use weft_tests::{MeshOptions, PodSpec};
 
 use crate::shop::{
     DENY_INGRESS, PORT, SOON, Shop, accepted, allow, builder, connect, now, open, open_with,
@@ -79,7 +79,9 @@ fn an_attempt_that_is_repeated_is_reported_once() -> Result<()> {
 #[test]
 fn ten_thousand_connections_are_cut_and_others_lose_nothing() -> Result<()> {
     const COUNT: u64 = 10_000;
-    let Some(shop) = open()? else { return Ok(()) };
+    const STEPS: &str = "forbidden connections";
+    let options = MeshOptions::default().log("info,weft_agent::kernel::connections=debug");
+    let Some(shop) = open_with(builder(), &options, &[])? else { return Ok(()) };
     let near = shop.cluster.pod("shop/near")?;
     let _echo = shop.serve("shop/near")?;
     let run = near.tool("serve")?.args(["--tcp", "8081", "--mode", "stall", "--quiet"]);
@@ -106,6 +108,7 @@ fn ten_thousand_connections_are_cut_and_others_lose_nothing() -> Result<()> {
         after(&cut["last_at"]),
         after(&end["last_answer_at"]),
     );
+    shop.logs().lines().filter(|line| line.contains(STEPS)).for_each(|line| eprintln!("{line}"));
     let end = allowed.await_event(SOON, "ended")?;
     ensure!(end["error"].is_null(), "{end}\n{}", shop.logs());
     eprintln!("another: {} messages, longest {} µs", end["messages"], end["longest_micros"]);
