@@ -95,7 +95,7 @@ fn an_agent_that_comes_back_takes_what_has_changed() -> Result<()> {
     let Some(shop) = open()? else { return Ok(()) };
     let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
     let near = shop.cluster.pod("shop/near")?.v4(PORT);
-    let mut probe = shop.probe("shop/client", near, 20_000)?;
+    let mut probe = shop.probe("shop/client", near, 120_000)?;
     let node = shop.mesh.node("node-a")?;
     node.kill_agent();
     shop.cluster.apply("deny.yaml", DENY_INGRESS)?;

@@ -166,8 +166,7 @@ fn what_is_outside_is_left_alone() -> Result<()> {
         ensure!(from[0] == world.public_addresses().both()[0], "{from:?}");
         ensure!(from[1] == v4[1], "{from:?}");
     }
-    let flows = shop.flows("node-a", &["--from", "shop/client", "--path", "untouched"])?;
-    ensure!(flows.len() >= 2, "{flows:#?}");
+    shop.await_flows("node-a", &["--from", "shop/client", "--path", "untouched"], 2)?;
     Ok(())
 }
 

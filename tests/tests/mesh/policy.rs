@@ -65,14 +65,13 @@ fn an_attempt_that_is_repeated_is_reported_once() -> Result<()> {
     }
     let packets = shop.mesh.node("node-a")?.status()?["counters"]["denied"].clone();
     ensure!(packets.as_u64() > Some(2), "{packets} packets were refused");
-    let flows = shop.flows("node-a", &["--verdict", "denied", "--to", "shop/near"])?;
+    let filter = ["--verdict", "denied", "--to", "shop/near"];
+    let flows = shop.await_flows("node-a", &filter, 2)?;
     ensure!(flows.len() == 2, "{packets} packets: {flows:#?}");
     let outcome = connect(world, near.v4(PORT), &["--milliseconds", "100"])?;
     ensure!(outcome["event"] == "failed", "{outcome}");
-    weft_tests::eventually("the next attempt to be reported", || {
-        let flows = shop.flows("node-a", &["--verdict", "denied", "--to", "shop/near"]).ok()?;
-        (flows.len() == 3).then_some(())
-    })
+    shop.await_flows("node-a", &filter, 3)?;
+    Ok(())
 }
 
 /// How soon is printed.
@@ -321,7 +320,7 @@ fn labels_of_a_pod_may_change() -> Result<()> {
     shop.expect_refused("shop/client", far)?;
     shop.cluster.relabel_pod("shop/client", &[("app", "friend")])?;
     shop.await_verdict("shop/client", far, true)?;
-    let mut probe = shop.probe("shop/client", far, 10_000)?;
+    let mut probe = shop.probe("shop/client", far, 60_000)?;
     shop.cluster.relabel_pod("shop/client", &[("app", "client")])?;
     let end = probe.await_event(SOON, "ended")?;
     ensure!(!end["error"].is_null(), "{end}");

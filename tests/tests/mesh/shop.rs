@@ -153,15 +153,20 @@ impl Shop {
 
     /// The flows of a node that match the arguments of `weft observe`, as soon as there are any.
     pub fn flows(&self, node: &str, filter: &[&str]) -> Result<Vec<Value>> {
+        self.await_flows(node, filter, 1)
+    }
+
+    /// The same, as soon as there are so many.
+    pub fn await_flows(&self, node: &str, filter: &[&str], least: usize) -> Result<Vec<Value>> {
         let node = self.mesh.node(node)?;
         let mut words = vec!["observe", "--last", "1000", "-o", "json"];
         words.extend(filter);
-        let what = format!("a flow on {} that matches {filter:?}", node.name());
+        let what = format!("{least} flows on {} that match {filter:?}", node.name());
         let found = eventually(&what, || {
             let flows = node.weft(&words).ok()?.json();
             let flows: Vec<_> =
                 flows.into_iter().filter(|flow| flow.get("verdict").is_some()).collect();
-            (!flows.is_empty()).then_some(flows)
+            (flows.len() >= least).then_some(flows)
         });
         found.with_context(|| self.logs())
     }
