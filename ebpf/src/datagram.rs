@@ -5,14 +5,14 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use weft_common::{
     ADDRESS_MESHED, Counter, DATAGRAM_LIFETIME, Datagram, DatagramKey, DatagramSlot,
-    DatagramSlotKey, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId, Reason, judge,
+    DatagramSlotKey, Decision, FlowKind, Pod, PodId, Reason, judge,
 };
 
 use crate::atomic;
-use crate::flow::{self, Flow};
+use crate::flow;
 use crate::maps::{DATAGRAM_RING, DATAGRAMS};
 use crate::packet::Packet;
-use crate::pod_packet::PodPacket;
+use crate::pod_packet::{self, PodPacket};
 use crate::tables::{self, KernelTables};
 use crate::verdict;
 
@@ -161,25 +161,9 @@ fn remember(of: &PodPacket, key: &DatagramKey, decision: Decision) -> bool {
 /// Reports a new flow once: where it begins, if that is a pod of this node.
 #[inline(never)]
 fn report(of: &PodPacket, decision: Decision) {
-    let &PodPacket { config, id, packet, outbound, .. } = of;
-    let other = tables::address(if outbound { &packet.destination } else { &packet.source });
-    let other_pod = verdict::local_pod(&other);
-    if !outbound && other_pod != 0 && other.flags & ADDRESS_MESHED != 0 {
-        return;
+    let other = of.other();
+    let pod = verdict::local_pod(&other);
+    if of.outbound || pod == 0 || other.flags & ADDRESS_MESHED == 0 {
+        pod_packet::report(FlowKind::Open, of, pod, decision);
     }
-    let (source_pod, destination_pod) = if outbound { (id, other_pod) } else { (other_pod, id) };
-    let destination = packet.destination();
-    let event = Flow {
-        source: &packet.source(),
-        destination: &destination,
-        dialled: &destination,
-        source_pod,
-        destination_pod,
-        decision,
-        generation: config.generation,
-        path: Path::Untouched as u8,
-        protocol: packet.protocol,
-        flags: if outbound { FLOW_EGRESS } else { 0 },
-    };
-    flow::emit(FlowKind::Open, id, &event, None);
 }

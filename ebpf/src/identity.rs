@@ -2,10 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id};
-use weft_common::{
-    CONFIG_READY, CONFIG_UNKNOWN_ALLOWED, Config, POD_ENROLLED, POD_HOST_NETWORK, POD_OF_THE_MESH,
-    Pod, PodId,
-};
+use weft_common::{CONFIG_READY, CONFIG_UNKNOWN_ALLOWED, Config, POD_OF_THE_MESH, Pod, PodId};
 
 use crate::maps::{CGROUPS, LEVEL};
 use crate::tables;
@@ -52,9 +49,7 @@ fn caller(config: &Config, ancestor: impl Fn(i32) -> u64) -> Caller {
         return unknown;
     }
     match tables::pod(id) {
-        Some(pod) if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) == POD_ENROLLED => {
-            Caller::Enrolled(id, pod)
-        }
+        Some(pod) if pod.is_enrolled() => Caller::Enrolled(id, pod),
         Some(_) => Caller::Other,
         None => unknown,
     }

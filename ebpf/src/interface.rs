@@ -7,10 +7,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use weft_common::{
-    Address, CONFIG_READY, Config, Counter, Decision, POD_ENROLLED, POD_HOST_NETWORK, Pod, PodId,
-    Reason,
-};
+use weft_common::{Address, CONFIG_READY, Config, Counter, Decision, Pod, PodId, Reason};
 
 use crate::context::{TCP, UDP};
 use crate::fragment;
@@ -35,17 +32,10 @@ const PROTOCOL_V6: u32 = 6;
 #[classifier]
 pub fn pod_interface(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
-    let Some(id) = (unsafe { INTERFACES.get(interface) }).copied() else { return NEXT };
-    let Some(config) = tables::config() else { return DROP };
-    let Some(pod) = tables::pod(id) else { return DROP };
-    if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) != POD_ENROLLED {
-        return NEXT;
-    }
-    if config.flags & CONFIG_READY == 0 {
-        tables::count(Counter::Denied);
-        return DROP;
-    }
+    let (config, id, pod) = match holder(skb) {
+        Ok(holder) => holder,
+        Err(verdict) => return verdict,
+    };
     let protocol = unsafe { read_volatile(&raw const (*skb).protocol) } as u16;
     match u16::from_be(protocol) {
         number @ (ETH_P_IP | ETH_P_IPV6) => ip(config, skb, id, pod, number == ETH_P_IPV6),
@@ -53,6 +43,23 @@ pub fn pod_interface(ctx: TcContext) -> i32 {
         // No other protocol has an address that could be checked.
         _ => forged(),
     }
+}
+
+/// The pod of the mesh whose interface it is, or what becomes of the frame without one.
+#[inline(always)]
+fn holder(skb: *mut __sk_buff) -> Result<(&'static Config, PodId, &'static Pod), i32> {
+    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
+    let Some(id) = (unsafe { INTERFACES.get(interface) }).copied() else { return Err(NEXT) };
+    let Some(config) = tables::config() else { return Err(DROP) };
+    let Some(pod) = tables::pod(id) else { return Err(DROP) };
+    if !pod.is_enrolled() {
+        return Err(NEXT);
+    }
+    if config.flags & CONFIG_READY == 0 {
+        tables::count(Counter::Denied);
+        return Err(DROP);
+    }
+    Ok((config, id, pod))
 }
 
 #[inline(always)]
@@ -94,17 +101,10 @@ pub fn to_pod_interface(ctx: TcContext) -> i32 {
     if let Some(TCP | UDP) = packet::load::<u8>(skb, at) {
         return NEXT;
     }
-    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
-    let Some(id) = (unsafe { INTERFACES.get(interface) }).copied() else { return NEXT };
-    let Some(config) = tables::config() else { return DROP };
-    let Some(pod) = tables::pod(id) else { return DROP };
-    if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) != POD_ENROLLED {
-        return NEXT;
-    }
-    if config.flags & CONFIG_READY == 0 {
-        tables::count(Counter::Denied);
-        return DROP;
-    }
+    let (config, id, pod) = match holder(skb) {
+        Ok(holder) => holder,
+        Err(verdict) => return verdict,
+    };
     ip_to_pod(config, skb, id, pod, v6)
 }
 

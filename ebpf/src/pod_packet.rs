@@ -7,8 +7,8 @@ use aya_ebpf::programs::SkBuffContext;
 use core::ffi::c_void;
 use core::ptr::read_volatile;
 use weft_common::{
-    Address, Config, Counter, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId, Reason,
-    SOCKET_ADMITTED,
+    Address, AddressEntry, Config, Counter, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId,
+    Reason, SOCKET_ADMITTED,
 };
 
 use crate::connection;
@@ -154,13 +154,17 @@ fn recorded(config: &Config, packet: &Packet) -> Record {
 /// Counts and reports a packet that was refused; of an attempt to connect, its first.
 #[inline(never)]
 pub fn report_refusal(of: &PodPacket, decision: Decision) {
-    let &PodPacket { config, id, packet, outbound, .. } = of;
     tables::count(Counter::Denied);
-    if packet.protocol == TCP && packet.is_syn() && sent_again(packet) {
+    if of.packet.protocol == TCP && of.packet.is_syn() && sent_again(of.packet) {
         return;
     }
-    let other = tables::address(if outbound { &packet.destination } else { &packet.source });
-    let other = verdict::local_pod(&other);
+    report(FlowKind::Denied, of, verdict::local_pod(&of.other()), decision);
+}
+
+/// Reports what has become of a packet. `other` is the pod at its other end.
+#[inline(always)]
+pub fn report(kind: FlowKind, of: &PodPacket, other: PodId, decision: Decision) {
+    let &PodPacket { config, id, packet, outbound, .. } = of;
     let (source_pod, destination_pod) = if outbound { (id, other) } else { (other, id) };
     let destination = packet.destination();
     let event = Flow {
@@ -175,7 +179,7 @@ pub fn report_refusal(of: &PodPacket, decision: Decision) {
         protocol: packet.protocol,
         flags: if outbound { FLOW_EGRESS } else { 0 },
     };
-    flow::emit(FlowKind::Denied, id, &event, None);
+    flow::emit(kind, id, &event, None);
 }
 
 /// Whether a refused SYN has been reported before: TCP sends it again until it gives up.
@@ -199,6 +203,15 @@ pub struct PodPacket<'a> {
     pub packet: &'a Packet,
     /// The pod sends it.
     pub outbound: bool,
+}
+
+impl PodPacket<'_> {
+    /// What is known of the address at its other end.
+    #[inline(always)]
+    pub fn other(&self) -> AddressEntry {
+        let packet = self.packet;
+        tables::address(if self.outbound { &packet.destination } else { &packet.source })
+    }
 }
 
 /// What is known of who sends a packet.

@@ -5,13 +5,13 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::maps::lpm_trie::Key;
 use weft_common::{
-    Address, AddressEntry, Config, Counter, Decision, Pod, PodId, PolicyEntry, PolicyKey, PortKey,
-    Tables,
+    Address, AddressEntry, Config, Counter, Decision, NodeTables, Pod, PodId, PolicyEntry,
+    PolicyKey, PortKey, Tables,
 };
 
 use crate::maps::{ADDRESSES, BLANK, CONFIG, COUNTERS, PODS, POLICY, PORTS};
 
-/// The maps `POLICY` and `PORTS`.
+/// The maps `POLICY` and `PORTS`, `ADDRESSES` and `PODS`.
 pub struct KernelTables;
 
 impl Tables for KernelTables {
@@ -29,6 +29,21 @@ impl Tables for KernelTables {
     }
 }
 
+impl NodeTables for KernelTables {
+    #[inline(always)]
+    fn address(&self, address: &Address) -> Option<AddressEntry> {
+        let prefix = Prefix { bits: 128, data: *address };
+        // SAFETY: as above.
+        let prefix: &Key<Address> = unsafe { transmute(&prefix) };
+        ADDRESSES.get(prefix).copied()
+    }
+
+    #[inline(always)]
+    fn pod(&self, id: PodId) -> Option<&Pod> {
+        pod(id)
+    }
+}
+
 /// An LPM trie's key, aligned.
 #[repr(C)]
 struct Prefix<T> {
@@ -39,11 +54,8 @@ struct Prefix<T> {
 /// What is known of an address.
 #[inline(always)]
 pub fn address(address: &Address) -> AddressEntry {
-    let prefix = Prefix { bits: 128, data: *address };
-    // SAFETY: as above.
-    let prefix: &Key<Address> = unsafe { transmute(&prefix) };
-    match ADDRESSES.get(prefix) {
-        Some(entry) => *entry,
+    match KernelTables.address(address) {
+        Some(entry) => entry,
         None => AddressEntry { class: 0, flags: 0, pod: 0, plain: 0 },
     }
 }

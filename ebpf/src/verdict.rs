@@ -1,8 +1,9 @@
 //! The judgement of a connection or packet between two endpoints.
 
+pub use weft_common::Between;
 use weft_common::{
-    ADDRESS_HOST, ADDRESS_LOCAL, Address, AddressEntry, Config, Decision, Endpoint, POD_ENROLLED,
-    POD_HOST_NETWORK, Pod, PodId, Reason, judge,
+    ADDRESS_LOCAL, Address, AddressEntry, Config, Decision, Endpoint, Pod, PodId, judge,
+    judge_source,
 };
 
 use crate::tables::{self, KernelTables};
@@ -17,7 +18,7 @@ pub fn address_of(pod: &Pod, v4: bool) -> Address {
 #[inline(always)]
 pub fn enrolled(id: PodId) -> Option<&'static Pod> {
     match tables::pod(id) {
-        Some(pod) if pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) == POD_ENROLLED => Some(pod),
+        Some(pod) if pod.is_enrolled() => Some(pod),
         _ => None,
     }
 }
@@ -31,30 +32,7 @@ pub fn egress(pod: &Pod, destination: &AddressEntry, protocol: u8, port: u16) ->
 /// May this source reach the pod?
 #[inline(always)]
 pub fn ingress(pod: &Pod, source: &Address, proven: bool, protocol: u8, port: u16) -> Decision {
-    if pod.ingress_subject == 0 {
-        return Decision::because(Reason::Unrestricted);
-    }
-    let entry = tables::address(source);
-    if entry.flags & ADDRESS_HOST != 0 {
-        return Decision::because(Reason::OwnNode);
-    }
-    judge(&KernelTables, pod.ingress_subject, entry.class, proven, protocol, port)
-}
-
-/// A connection or flow: who, whereto, and how well its source is known.
-pub struct Between<'a> {
-    /// The source's pod if it is on this node, otherwise 0.
-    pub source_pod: PodId,
-    /// The source's address.
-    pub source: &'a Address,
-    /// The destination after load balancing.
-    pub destination: &'a Endpoint,
-    /// The destination's pod if it is on this node, otherwise 0.
-    pub destination_pod: PodId,
-    /// Whether the source's identity is proven.
-    pub proven: bool,
-    /// IP protocol number.
-    pub protocol: u8,
+    judge_source(&KernelTables, pod, source, proven, protocol, port)
 }
 
 /// Judges both ends, as far as they are pods of the mesh on this node.
@@ -83,27 +61,7 @@ pub fn blurred(decision: Decision) -> Decision {
 
 #[inline(never)]
 fn judge_both(between: &Between) -> u64 {
-    if between.source_pod != 0 && between.source_pod == between.destination_pod {
-        return pack(Decision::because(Reason::Unrestricted));
-    }
-    let port = between.destination.port as u16;
-    let mut decision = Decision::because(Reason::Unrestricted);
-    if let Some(pod) = enrolled(between.source_pod) {
-        // Without a restriction the destination's class does not matter.
-        if pod.egress_subject != 0 {
-            let entry = tables::address(&between.destination.address);
-            decision = egress(pod, &entry, between.protocol, port);
-            if !decision.allows() {
-                return pack(decision);
-            }
-        }
-    }
-    if let Some(pod) = enrolled(between.destination_pod) {
-        if pod.ingress_subject != 0 {
-            decision = ingress(pod, between.source, between.proven, between.protocol, port);
-        }
-    }
-    pack(decision)
+    pack(between.judge(&KernelTables))
 }
 
 /// The pod at a local address, 0 for none.

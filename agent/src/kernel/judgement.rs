@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_common::{
-    ADDRESS_HOST, Address, AddressEntry, Connection, Decision, POD_ENROLLED, POD_HOST_NETWORK, Pod,
-    PodId, PolicyEntry, PolicyKey, PortKey, Reason, judge,
+    Address, AddressEntry, Between, CONNECTION_PROVEN, Connection, Decision, NodeTables, Pod,
+    PodId, PolicyEntry, PolicyKey, PortKey,
 };
 
 use super::tables::KernelTables;
@@ -29,53 +29,32 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Judges both ends, as far as they are pods of the mesh on this node: what `both_ends` in
-    /// `ebpf/src/verdict.rs` does.
+    /// Judges both ends, as far as they are pods of the mesh on this node.
     pub(super) fn connection(&self, connection: &Connection) -> Decision {
-        let origin = &connection.origin;
-        if origin.pod != 0 && origin.pod == connection.server {
-            return Decision::because(Reason::Unrestricted);
-        }
-        let port = origin.backend.port as u16;
-        let mut decision = Decision::because(Reason::Unrestricted);
-        if let Some(pod) = self.enrolled(origin.pod)
-            && pod.egress_subject != 0
-        {
-            let class = self.address(&origin.backend.address).class;
-            decision = judge(self, pod.egress_subject, class, false, TCP, port);
-            if !decision.allows() {
-                return decision;
-            }
-        }
-        if let Some(pod) = self.enrolled(connection.server)
-            && pod.ingress_subject != 0
-        {
-            let source = self.address(&origin.source.address);
-            if source.flags & ADDRESS_HOST != 0 {
-                return Decision::because(Reason::OwnNode);
-            }
-            let proven = connection.flags & weft_common::CONNECTION_PROVEN != 0;
-            decision = judge(self, pod.ingress_subject, source.class, proven, TCP, port);
-        }
-        decision
+        let Connection { origin, server, flags, .. } = connection;
+        let between = Between {
+            source_pod: origin.pod,
+            source: &origin.source.address,
+            destination: &origin.backend,
+            destination_pod: *server,
+            proven: flags & CONNECTION_PROVEN != 0,
+            protocol: TCP,
+        };
+        between.judge(self)
     }
+}
 
-    fn enrolled(&self, id: PodId) -> Option<&Pod> {
-        self.tables
-            .pods
-            .installed()
-            .get(&id)
-            .filter(|pod| pod.flags & (POD_ENROLLED | POD_HOST_NETWORK) == POD_ENROLLED)
-    }
-
-    /// The entry with the longest prefix.
-    fn address(&self, address: &Address) -> AddressEntry {
+impl NodeTables for Judge<'_> {
+    fn address(&self, address: &Address) -> Option<AddressEntry> {
         let entries = self.tables.addresses.installed();
         self.address_prefixes
             .iter()
             .find_map(|prefix| entries.get(&(*prefix, masked_address(address, *prefix))))
             .copied()
-            .unwrap_or_default()
+    }
+
+    fn pod(&self, id: PodId) -> Option<&Pod> {
+        self.tables.pods.installed().get(&id)
     }
 }
 

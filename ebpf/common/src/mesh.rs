@@ -59,6 +59,14 @@ pub struct Pod {
     pub v6: Address,
 }
 
+impl Pod {
+    /// Whether it is in the mesh, with an address of its own.
+    #[inline(always)]
+    pub const fn is_enrolled(&self) -> bool {
+        self.flags & (POD_ENROLLED | POD_HOST_NETWORK) == POD_ENROLLED
+    }
+}
+
 /// The pod is in the mesh: policy applies to it and its traffic is carried.
 pub const POD_ENROLLED: u32 = 1;
 /// Its sockets may be accelerated (`weft.dev/accelerate` is not `"false"`).

@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use weft_common::{
-    Address, AddressEntry, Decision, Pod, PodId, PolicyEntry, PolicyKey, PortKey, Reason, judge,
+    Address, AddressEntry, Between, Decision, Endpoint, NodeTables, Pod, PodId, PolicyEntry,
+    PolicyKey, PortKey, Reason,
 };
 
 use super::Tables;
@@ -78,14 +79,28 @@ impl<'a> Lookup<'a> {
         if client_id != 0 && (to.pod == client_id || destination.is_loopback()) {
             return ConnectionDecision { egress: None, ingress: None };
         }
-        let (client, server) = (self.pod(client_id), self.pod(to.pod));
-        let judged = |subject: u32, class: u32, proven: bool| {
-            (subject != 0).then(|| judge(self, subject, class, proven, protocol, port))
+        let between = Between {
+            source_pod: client_id,
+            source: &source,
+            destination: &Endpoint { address: destination, port: port.into() },
+            destination_pod: to.pod,
+            proven,
+            protocol,
         };
         ConnectionDecision {
-            egress: client.and_then(|pod| judged(pod.egress_subject, to.class, false)),
-            ingress: server.and_then(|pod| judged(pod.ingress_subject, from.class, proven)),
+            egress: between.judge_egress(self),
+            ingress: between.judge_ingress(self),
         }
+    }
+}
+
+impl NodeTables for Lookup<'_> {
+    fn address(&self, address: &Address) -> Option<AddressEntry> {
+        Lookup::address(self, *address)
+    }
+
+    fn pod(&self, id: PodId) -> Option<&Pod> {
+        self.pods.get(&id)
     }
 }
 
