@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "proto/weft/v1/proxy.proto",
         "proto/weft/v1/observer.proto",
         "proto/weft/v1/ca.proto",
+        "proto/weft/v1/control.proto",
         "proto/istio/v1/auth/ca.proto",
     ];
     for file in files {

@@ -25,11 +25,12 @@ use crate::api::{Allowed, Ask, Listener, ObserverService, ProxyPorts, ProxyServi
 use crate::ca::channel::{CaAddress, Services, endpoints};
 use crate::ca::client::CaClient;
 use crate::ca::{Authority, Source, WorkloadCertificates};
+use crate::conditions;
 use crate::flows::FlowRing;
 use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel, ProxyCgroup};
 use crate::reconcile::{Outputs, Reconciler};
 use crate::snapshot::Snapshots;
-use crate::source::Directory;
+use crate::source::{Cluster, Directory};
 
 pub use notify::notify;
 pub use ready::{Ready, ready_file};
@@ -56,8 +57,8 @@ pub fn proxy_socket(run_dir: &Path) -> PathBuf {
 pub struct AgentConfig {
     /// Name of the node.
     pub node: Arc<str>,
-    /// The directory of manifests.
-    pub manifests: PathBuf,
+    /// Where manifests come from.
+    pub manifests: Manifests,
     /// Where the sockets and the marker `ready` are.
     pub run_dir: PathBuf,
     /// The trust root's directory, where there is no `ca`.
@@ -74,6 +75,18 @@ pub struct AgentConfig {
     pub mesh: mesh::Settings,
     /// What the kernel is opened with.
     pub kernel: kernel::Options,
+}
+
+/// Where manifests come from.
+#[derive(Clone, Debug)]
+pub enum Manifests {
+    /// A directory.
+    Directory(PathBuf),
+    /// The API server that a kubeconfig names, or the one of the cluster whose pod this is.
+    Cluster {
+        /// The kubeconfig.
+        kubeconfig: Option<PathBuf>,
+    },
 }
 
 /// Runs the agent until it is told to stop. What it has put into the kernel stays there.
@@ -94,18 +107,23 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
 
     let trust_domain = config.mesh.trust_domain.clone();
     let snapshots = Arc::new(Snapshots::default());
-    let source = match config.ca.clone() {
-        Some(address) => {
-            Source::Ca(CaClient::new(address, services(snapshots.clone())).context("--ca-address")?)
-        }
-        None => {
-            let authority = Authority::open(&config.ca_dir, &trust_domain, config.certificate_life)
-                .context("--ca-dir")?;
-            Source::Directory(Box::new(authority))
-        }
+    let versions = snapshots.versions();
+    let ca = config.ca.clone().map(|ca| CaClient::new(ca, services(snapshots.clone())));
+    let ca = ca.transpose().context("--ca-address")?;
+    let source = match &ca {
+        Some(ca) => Source::Ca(ca.clone()),
+        None => Source::Directory(Box::new(
+            Authority::open(&config.ca_dir, &trust_domain, config.certificate_life)
+                .context("--ca-dir")?,
+        )),
     };
     let certificates = WorkloadCertificates::new(source);
-    let view = Directory::new(&config.manifests, config.mesh.clone()).watch()?;
+    let view = match &config.manifests {
+        Manifests::Directory(path) => Directory::new(path, config.mesh.clone()).watch()?,
+        Manifests::Cluster { kubeconfig } => {
+            Cluster::new(kubeconfig.as_deref(), config.mesh.clone()).await?.watch()
+        }
+    };
 
     // The watch comes before the programs: whatever pod begins to run is known.
     let cgroups = CgroupWatch::start(&config.kernel.pods_cgroup).context("--pods-cgroup")?;
@@ -126,7 +144,6 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let observer = ObserverService {
         node: config.node.clone(),
-        same_node_mtls: config.kernel.settings.same_node_mtls,
         flows: flows.clone(),
         snapshots: snapshots.clone(),
         ask: ask.clone(),
@@ -158,7 +175,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         });
     }
 
-    let tasks = Tasks(vec![
+    let mut tasks = Tasks(vec![
         tokio::spawn(certificates.run(wanted_receiver, issued_sender)),
         tokio::spawn(remember(events, flows)),
         tokio::spawn(async move {
@@ -176,6 +193,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             report("flows and status", served);
         }),
     ]);
+
+    tasks.0.extend(ca.map(|ca| tokio::spawn(conditions::report::run(ca, versions))));
 
     tokio::select! {
         () = reconciler.run(view, cgroups, issued, asked) => {

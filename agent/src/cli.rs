@@ -1,11 +1,13 @@
 //! The `weft` command line.
 
 mod agent;
+mod analyze;
 mod bug_report;
 mod ca;
 mod check;
 mod client;
 mod cluster;
+mod crds;
 mod duration;
 mod enroll;
 mod explain;
@@ -21,7 +23,6 @@ mod progress;
 mod rollout;
 mod status;
 mod uninstall;
-mod validate;
 mod version;
 
 #[cfg(test)]
@@ -64,8 +65,11 @@ enum Command {
     /// Ask about policy
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Check manifests, without an agent
-    Validate(validate::ValidateArgs),
+    /// Say what is not in force as it was written, in a cluster or in manifests, without an agent
+    #[command(visible_alias = "validate")]
+    Analyze(analyze::AnalyzeArgs),
+    /// Print the definitions of the kinds that Weft reads (CustomResourceDefinitions)
+    Crds(crds::CrdsArgs),
     /// Install Weft into a cluster, with Helm and the chart inside this command
     Install(Box<install::InstallArgs>),
     /// Bring an installed Weft to this version, or to other values
@@ -112,7 +116,8 @@ impl Cli {
             Command::Observe(args) => observe::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Policy(PolicyCommand::Explain(args)) => explain::run(&args),
-            Command::Validate(args) => validate::run(&args),
+            Command::Analyze(args) => analyze::run(&args),
+            Command::Crds(args) => crds::run(&args),
             Command::Install(args) => install::run(&args, install::What::Install),
             Command::Upgrade(args) => install::run(&args, install::What::Upgrade),
             Command::Uninstall(args) => uninstall::run(&args),

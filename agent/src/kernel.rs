@@ -12,6 +12,7 @@ use weft_model::compile::Tables;
 
 mod acceleration;
 mod addresses;
+mod capabilities;
 pub mod cgroups;
 mod connections;
 mod error;
@@ -38,6 +39,7 @@ mod tables;
 
 pub use acceleration::{Acceleration, AccelerationMode, AccelerationState};
 pub use addresses::NodeAddresses;
+pub use capabilities::{CAPABILITIES, Capability, lacking as lacking_capabilities};
 pub use cgroups::{CgroupError, CgroupEvent, CgroupId, CgroupWatch, PodCgroup};
 pub use connections::CutConnection;
 pub use error::{ApplyError, KernelError, OpenError};
@@ -106,7 +108,10 @@ impl Kernel {
         };
         let mut ebpf = load_maps(&options, &kept, path_of, &offsets)?;
         programs::load(&mut ebpf, &options)?;
-        let iterator = lagging::load(&mut ebpf);
+        let iterator = match capabilities::report() {
+            Some(lacks) => Err(lacks),
+            None => lagging::load(&mut ebpf),
+        };
         if let Err(lacks) = &iterator {
             acceleration = acceleration.without_waking(lacks);
         }
@@ -163,6 +168,11 @@ impl Kernel {
     /// Whether maps of an earlier agent were adopted.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether a policy is in force, of this agent or an earlier one.
+    pub fn has_policy(&self) -> bool {
+        self.in_force.flags & CONFIG_READY != 0
     }
 
     /// The highest id of any kind (pod, class, subject, port table, set of backends, rule) that

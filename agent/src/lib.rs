@@ -8,6 +8,8 @@ pub mod agent;
 pub mod api;
 pub mod ca;
 pub mod cli;
+pub mod conditions;
+pub mod crd;
 pub mod explain;
 pub mod flows;
 pub mod identity;

@@ -166,8 +166,7 @@ impl Reconciler {
         while let Some(event) = cgroups.try_next() {
             self.bindings.take(event);
         }
-        self.view = view.borrow_and_update().clone();
-        self.adopt_pods();
+        self.take_view(view.borrow_and_update().clone());
         let mut addresses = match NodeAddresses::follow() {
             Ok(mut addresses) => {
                 self.take_addresses(&mut addresses);
@@ -201,7 +200,7 @@ impl Reconciler {
                     if changed.is_err() {
                         return;
                     }
-                    self.view = view.borrow_and_update().clone();
+                    self.take_view(view.borrow_and_update().clone());
                     self.reconcile();
                 }
                 changed = issued.changed() => {
@@ -236,6 +235,14 @@ impl Reconciler {
                     self.tick();
                 }
             }
+        }
+    }
+
+    fn take_view(&mut self, view: View) {
+        let first = view.complete && !self.view.complete;
+        self.view = view;
+        if first {
+            self.adopt_pods();
         }
     }
 
@@ -304,8 +311,12 @@ impl Reconciler {
         }
     }
 
-    /// Compiles the mesh and brings it into the kernel.
+    /// Compiles the mesh and brings it into the kernel. While the source does not know all of it,
+    /// what is in force stays.
     fn reconcile(&mut self) {
+        if !self.view.complete {
+            return;
+        }
         let started = Instant::now();
         let mesh = self.own_node.added_to(&self.view.mesh, &self.node);
         if self.problems.apply.is_none()
@@ -423,6 +434,8 @@ impl Reconciler {
 /// The settings for a node of the mesh: its proxy listens at its addresses.
 fn node_settings(settings: &Settings, mesh: &Mesh, node: &str) -> Settings {
     let mut settings = settings.clone();
+    // The manifests may say another than the agent was started with.
+    settings.same_node_mtls = mesh.settings.same_node_mtls;
     let addresses = mesh
         .nodes
         .get(node)

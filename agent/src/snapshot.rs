@@ -1,23 +1,26 @@
 //! What is in force on the node, published whole, and the names that ids and addresses had when
 //! older policies were in force.
 
+mod addresses;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
 use weft_common::PodId;
 use weft_model::compile::Tables;
-use weft_model::mesh::{Mesh, Name, Origin};
+use weft_model::mesh::{Mesh, Name, Origin, Pod};
 
+use crate::conditions::report::Versions;
 use crate::identity::SpiffeId;
 
-/// Generations whose addresses are remembered.
-const REMEMBERED_GENERATIONS: usize = 32;
+pub use addresses::Addresses;
+use addresses::History;
+
 /// Rules and pods that are remembered after they have gone.
 const REMEMBERED_IDS: usize = 65_536;
 
@@ -43,58 +46,11 @@ pub struct PodName {
     pub identity: SpiffeId,
 }
 
-/// Who had which address under one generation.
-#[derive(Debug, Default)]
-pub struct Addresses {
-    generation: u32,
-    pods: HashMap<IpAddr, Arc<PodName>>,
-    nodes: HashMap<IpAddr, Arc<str>>,
-    services: HashMap<IpAddr, Name>,
-}
-
-impl Addresses {
-    fn new(generation: u32, mesh: &Mesh) -> Self {
-        let mut addresses = Self { generation, ..Self::default() };
-        // In reverse, for the first by name of those that claim an address has it.
-        for pod in mesh.pods.values().rev().filter(|pod| pod.is_own_peer()) {
-            let named = Arc::new(pod_name(mesh, pod));
-            for address in &pod.addresses {
-                addresses.pods.insert(address.to_canonical(), named.clone());
-            }
-        }
-        for node in mesh.nodes.values().rev() {
-            for address in &node.addresses {
-                addresses.nodes.insert(address.to_canonical(), node.name.clone());
-            }
-        }
-        for service in mesh.services.values().rev() {
-            for address in &service.addresses {
-                addresses.services.insert(address.to_canonical(), service.name.clone());
-            }
-        }
-        addresses
+impl PodName {
+    fn of(trust_domain: &str, pod: &Pod) -> Self {
+        let identity = SpiffeId::new(trust_domain, &pod.name.namespace, &pod.service_account);
+        Self { name: pod.name.clone(), identity }
     }
-
-    /// The pod that had the address.
-    pub fn pod(&self, address: IpAddr) -> Option<&Arc<PodName>> {
-        self.pods.get(&address)
-    }
-
-    /// The node that had the address.
-    pub fn node(&self, address: IpAddr) -> Option<&Arc<str>> {
-        self.nodes.get(&address)
-    }
-
-    /// The service that had the address.
-    pub fn service(&self, address: IpAddr) -> Option<&Name> {
-        self.services.get(&address)
-    }
-}
-
-fn pod_name(mesh: &Mesh, pod: &weft_model::mesh::Pod) -> PodName {
-    let identity =
-        SpiffeId::new(&mesh.settings.trust_domain, &pod.name.namespace, &pod.service_account);
-    PodName { name: pod.name.clone(), identity }
 }
 
 /// What ids have stood for. Ids are never used again with another meaning.
@@ -109,7 +65,9 @@ struct Ids {
 pub struct Snapshots {
     current: ArcSwapOption<Snapshot>,
     ids: Mutex<Ids>,
-    history: ArcSwap<VecDeque<Arc<Addresses>>>,
+    history: Mutex<History>,
+    /// Which objects of weft.dev are in force; none before the first policy has been applied.
+    versions: watch::Sender<Option<Versions>>,
 }
 
 impl Snapshots {
@@ -124,7 +82,8 @@ impl Snapshots {
         }
         for (name, local) in &tables.pods {
             if let Some(pod) = mesh.pods.get(name) {
-                ids.pods.insert(local.id, Arc::new(pod_name(mesh, pod)));
+                let named = PodName::of(&mesh.settings.trust_domain, pod);
+                ids.pods.insert(local.id, Arc::new(named));
             }
         }
         let Ids { rules, pods } = &mut *ids;
@@ -136,12 +95,14 @@ impl Snapshots {
 
     /// Makes a snapshot the current one.
     pub fn publish(&self, snapshot: Snapshot) {
-        let mut history = VecDeque::clone(&self.history.load());
-        if history.len() >= REMEMBERED_GENERATIONS {
-            history.pop_front();
-        }
-        history.push_back(Arc::new(Addresses::new(snapshot.generation, &snapshot.mesh)));
-        self.history.store(Arc::new(history));
+        self.history().push(snapshot.generation, &snapshot.mesh);
+        self.versions.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(&snapshot.mesh.versions);
+            if changed {
+                *known = Some(Arc::new(snapshot.mesh.versions.clone()));
+            }
+            changed
+        });
         self.current.store(Some(Arc::new(snapshot)));
     }
 
@@ -150,16 +111,19 @@ impl Snapshots {
         self.current.load_full()
     }
 
+    /// Which objects of weft.dev are in force, now and whenever that changes.
+    pub fn versions(&self) -> watch::Receiver<Option<Versions>> {
+        self.versions.subscribe()
+    }
+
     /// Who had which address under a generation (or the one next to it that is remembered).
     pub fn addresses(&self, generation: u32) -> Arc<Addresses> {
-        let history = self.history.load();
-        history
-            .iter()
-            .rev()
-            .find(|addresses| addresses.generation <= generation)
-            .or_else(|| history.front())
-            .cloned()
-            .unwrap_or_default()
+        Arc::new(self.history().of(generation).unwrap_or_default())
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        // Nothing that holds the lock leaves it half-changed.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The rule that an id stands or stood for.

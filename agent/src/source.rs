@@ -2,6 +2,8 @@
 //! publishes the mesh that they say as a whole.
 
 mod directory;
+mod kubernetes;
+mod log;
 mod manifests;
 mod tree;
 
@@ -14,6 +16,8 @@ use weft_model::dialect::{Finding, Severity};
 use weft_model::mesh::Mesh;
 
 pub use directory::{Directory, SourceError};
+pub use kubernetes::{Cluster, ClusterError};
+use log::FindingsLog;
 pub use manifests::Manifests;
 pub use tree::{Tree, is_manifest};
 
@@ -28,6 +32,9 @@ pub struct View {
     pub problems: Arc<[String]>,
     /// How many documents there are.
     pub documents: usize,
+    /// Whether everything has been read once. Before that the mesh says nothing, and what is in
+    /// force is to stay.
+    pub complete: bool,
 }
 
 impl View {

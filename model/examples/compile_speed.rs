@@ -67,7 +67,7 @@ fn mesh() -> Mesh {
             (NAMESPACE_NAME_LABEL.into(), name.clone()),
             ("team".into(), format!("team-{}", namespace % 7).into()),
         ]);
-        mesh.namespaces.insert(name.clone(), Namespace { name, labels });
+        mesh.namespaces.insert(name.clone(), Namespace { name, labels, enrolled: None });
         for number in 0..PODS_PER_NAMESPACE {
             let pod = pod(namespace, number);
             mesh.pods.insert(pod.name.clone(), Arc::new(pod));
@@ -173,11 +173,13 @@ fn service(namespace: usize, app: usize) -> Service {
         labels: Labels::new(),
         selector: Some(Selector::label("app", &format!("app-{app}"))),
         addresses: vec![IpAddr::V4(Ipv4Addr::from_bits(0x0a60_0000 + index))],
+        external: Vec::new(),
         ports: vec![ServicePort {
             name: "".into(),
             protocol: Protocol::Tcp,
             port: 80,
             target: PortRef::Number(8080),
+            node_port: None,
         }],
         affinity_seconds: None,
         internal_local: false,

@@ -12,10 +12,13 @@ mod kinds;
 mod kubernetes;
 mod object;
 mod path;
+mod principal;
 mod reading;
 mod selector;
+mod settle;
 #[cfg(test)]
 mod tests;
+mod weft;
 mod yaml;
 
 use std::sync::Arc;

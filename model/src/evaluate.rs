@@ -8,6 +8,7 @@ mod mtls;
 mod network;
 mod party;
 mod path;
+mod service;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::mesh::{Direction, Mesh, Name, Origin, Pod, Protocol};
 
 pub use mtls::{MtlsRequirement, mtls};
 pub use path::path;
+pub use service::backends;
 
 use party::{Ends, Kind};
 

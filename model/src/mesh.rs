@@ -6,9 +6,10 @@ mod labels;
 mod lookup;
 mod origin;
 mod policy;
+mod settings;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use authorization::*;
@@ -16,31 +17,8 @@ pub use labels::*;
 pub use lookup::*;
 pub use origin::*;
 pub use policy::*;
+pub use settings::*;
 pub use workload::*;
-
-/// Settings of the whole mesh.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// SPIFFE trust domain, also the one that Istio principals are written with.
-    pub trust_domain: Arc<str>,
-    /// Where mesh-wide AuthorizationPolicies and PeerAuthentications live.
-    pub root_namespace: Arc<str>,
-    /// mTLS mode where no PeerAuthentication says one.
-    pub default_mtls: MtlsMode,
-    /// Whether pods are in the mesh where neither they nor their namespace carry a label.
-    pub enroll_by_default: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            trust_domain: "cluster.local".into(),
-            root_namespace: "istio-system".into(),
-            default_mtls: MtlsMode::Permissive,
-            enroll_by_default: false,
-        }
-    }
-}
 
 /// One thing that a document says. A document may say several (a NetworkPolicy is one
 /// [`Policy`]; a CiliumNetworkPolicy with `specs` is several).
@@ -64,14 +42,21 @@ pub enum Resource {
     Authorization(AuthorizationPolicy),
     /// security.istio.io PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// weft.dev MeshSettings.
+    Settings(MeshSettings),
 }
 
 /// Everything known of the mesh. Keys are what the API server keeps objects under, so that two
 /// objects with one name are one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mesh {
-    /// Settings.
+    /// Settings that are in force.
     pub settings: Settings,
+    /// Which versions of the objects of weft.dev this is made of.
+    pub versions: BTreeMap<ObjectRef, ObjectVersion>,
+    /// By object; there is one at most. What it says is in force in a mesh that is settled
+    /// ([`Mesh::settle`]).
+    pub settings_objects: BTreeMap<ObjectRef, Arc<MeshSettings>>,
     /// By name.
     pub namespaces: BTreeMap<Arc<str>, Namespace>,
     /// By name.
@@ -90,4 +75,6 @@ pub struct Mesh {
     pub authorization: BTreeMap<ObjectRef, Arc<AuthorizationPolicy>>,
     /// By object.
     pub peer_authentication: BTreeMap<ObjectRef, Arc<PeerAuthentication>>,
+    /// Objects that are not in force and never were, and say what stands in for them instead.
+    pub stand_ins: BTreeSet<ObjectRef>,
 }

@@ -4,7 +4,8 @@
 //! pod is a network namespace, a cgroup below its node's, an IPv4 and an IPv6 address, and real
 //! processes. Nodes are joined by veth through a bridge and routed, as hosts would be. Several
 //! clusters can exist at once; none touches the machine's own network namespace. The demo, the
-//! end-to-end tests and the benchmarks share this library.
+//! end-to-end tests and the benchmarks share this library. [`kubernetes`] puts a real Kubernetes
+//! on such nodes.
 //!
 //! ```no_run
 //! use weft_tests::{Cluster, PodSpec};
@@ -31,6 +32,8 @@ mod builder;
 mod cgroup;
 mod cluster;
 mod enter;
+pub mod image;
+pub mod kubernetes;
 mod manifest;
 mod mesh;
 mod namespace;
@@ -46,6 +49,7 @@ pub use address::{NodeAddresses, PodAddresses};
 pub use builder::Builder;
 pub use cgroup::{CgroupDriver, Qos};
 pub use cluster::Cluster;
+pub use kubernetes::{Cni, KubernetesCluster, KubernetesNode, KubernetesOptions};
 pub use manifest::{NamespaceSpec, ServicePort, ServiceSpec};
 pub use mesh::{Mesh, MeshNode, MeshOptions, binary};
 pub use namespace::NetworkNamespace;

@@ -56,6 +56,12 @@ impl<'a> Run<'a> {
         Self { place, command, program, privilege: place.privilege(), limit: PATIENCE }
     }
 
+    /// Names it in messages and logs, where the program is not what it is known by.
+    pub fn called(mut self, name: impl Into<OsString>) -> Self {
+        self.program = name.into();
+        self
+    }
+
     /// Appends an argument.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
@@ -190,6 +196,11 @@ impl Process {
     /// What it has written as errors so far.
     pub fn stderr(&self) -> String {
         read(&self.stderr)
+    }
+
+    /// The last lines of what it has written, for an error.
+    pub fn tail(&self) -> String {
+        self.all()
     }
 
     /// Where its output and its errors are kept.

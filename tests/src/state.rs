@@ -15,6 +15,9 @@ use crate::pod::PodRecord;
 
 /// Each cluster has a directory of its name here.
 pub(crate) const DIRECTORY: &str = "/run/weft-cluster";
+/// What is large, or is executed (`/run` may be mounted so that nothing can be), lies in a
+/// directory of its name here.
+const DATA: &str = "/var/lib/weft-cluster";
 
 /// Everything that is written down of a cluster.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -89,6 +92,11 @@ impl Directory {
     }
 }
 
+/// Where the cluster of this name keeps what is large, if it has such.
+pub(crate) fn data_directory(name: &str) -> PathBuf {
+    Path::new(DATA).join(name)
+}
+
 /// The clusters on this machine.
 pub(crate) fn list() -> Result<Vec<ClusterSummary>> {
     let _turn = take_turn()?;
@@ -122,7 +130,7 @@ pub(crate) fn replace(path: &Path, text: &[u8]) -> Result<()> {
 }
 
 /// Between the making of a directory and the taking of its lock nobody may take it for stale.
-fn take_turn() -> Result<File> {
+pub(crate) fn take_turn() -> Result<File> {
     fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
     let file = File::create(Path::new(DIRECTORY).join(".lock"))?;
     flock(&file, FlockOperation::LockExclusive)?;

@@ -7,14 +7,15 @@ use anyhow::{Context, Result};
 use crate::cgroup;
 use crate::namespace::NetworkNamespace;
 use crate::network;
-use crate::state::Directory;
+use crate::state::{self, Directory};
 
 /// Where BPF objects are pinned.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
 /// What a cluster has left on the machine. Everything a cluster makes carries its name, so that
 /// this is found by looking, and not in what some process wrote down before it died. (A cluster
-/// has no link in the machine's own network namespace; its links go with its namespaces.)
+/// has no link in the machine's own network namespace, but one that leads into a control plane's;
+/// its links go with its namespaces.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces {
     /// Network namespaces.
@@ -23,6 +24,8 @@ pub struct Traces {
     pub cgroup: Option<PathBuf>,
     /// Its directory of pinned BPF objects.
     pub pins: Option<PathBuf>,
+    /// Its directory of what is large: a Kubernetes' database, images and volumes.
+    pub data: Option<PathBuf>,
     /// Its directory of state, manifests and logs.
     pub directory: Option<PathBuf>,
 }
@@ -35,6 +38,7 @@ impl Traces {
             namespaces: NetworkNamespace::with_prefix(&format!("{name}.")),
             cgroup: there(cgroup::mount()?.join(name)),
             pins: there(Path::new(BPFFS).join(name)),
+            data: there(state::data_directory(name)),
             directory: there(Directory::of(name).path),
         })
     }
@@ -57,6 +61,9 @@ impl Traces {
         if !self.namespaces.is_empty() {
             results.push(network::remove_namespaces(&self.namespaces));
         }
+        if let Some(path) = &self.data {
+            results.push(fs::remove_dir_all(path).with_context(|| failed(path)));
+        }
         if let Some(path) = &self.directory
             && results.iter().all(Result::is_ok)
         {
@@ -75,7 +82,7 @@ impl fmt::Display for Traces {
         for namespace in &self.namespaces {
             writeln!(f, "network namespace {}", namespace.name())?;
         }
-        for path in [&self.cgroup, &self.pins, &self.directory].into_iter().flatten() {
+        for path in [&self.cgroup, &self.pins, &self.data, &self.directory].into_iter().flatten() {
             writeln!(f, "{}", path.display())?;
         }
         Ok(())

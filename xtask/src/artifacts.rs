@@ -81,7 +81,7 @@ impl BpfToolchain {
 }
 
 /// What a mesh on this machine needs.
-pub const PROGRAMS: [&str; 3] = ["weft", "weft-proxy", "pod-tool"];
+pub const PROGRAMS: [&str; 4] = ["weft", "weft-proxy", "pod-tool", "runc-without-controllers"];
 
 /// Builds everything, in release mode.
 ///

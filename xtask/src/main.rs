@@ -5,6 +5,8 @@ mod artifacts;
 mod bench;
 mod checks;
 mod demo;
+mod image;
+mod kubernetes;
 mod nginx;
 mod repository;
 mod setup;
@@ -38,12 +40,18 @@ enum Command {
     Setup,
     /// Build the eBPF programs, the agent and the proxy.
     Build,
+    /// Write the definitions of Weft's kinds into the chart.
+    Crds,
     /// Check the format, lint, and run the unit and end-to-end tests (root).
     Test {
         /// Leave out the end-to-end tests.
         #[arg(long)]
         no_end_to_end: bool,
     },
+    /// Build Kubernetes from its Go modules, for the tests and the demo (some minutes, once).
+    Kubernetes,
+    /// Write Weft's container image into an archive, without a container engine.
+    Image(image::Arguments),
     /// Bring up the bookshop on a mesh of two nodes, and check what its traffic does (root).
     Demo(demo::Arguments),
     /// Measure a mesh against no mesh on this machine (root).
@@ -77,6 +85,17 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Build => {
             setup::run(&mut steps, &[Purpose::Build])?;
             artifacts::build(&mut steps)?;
+        }
+        Command::Crds => {
+            let mut weft = std::process::Command::new("cargo");
+            weft.args(["run", "--package", "weft-agent", "--bin", "weft", "--"]);
+            weft.args(["crds", "--chart", "charts/weft"]);
+            steps.run("definitions of the chart", &mut weft)?;
+        }
+        Command::Kubernetes => kubernetes::build(&mut steps)?,
+        Command::Image(arguments) => {
+            setup::run(&mut steps, &[Purpose::Build])?;
+            image::run(&mut steps, &arguments)?;
         }
         Command::Test { no_end_to_end } => checks::run(&mut steps, no_end_to_end)?,
         Command::Demo(arguments) => {

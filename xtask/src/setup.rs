@@ -1,5 +1,6 @@
 //! Installs what building, testing and measuring need.
 
+mod go;
 mod packages;
 mod tools;
 
@@ -10,6 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+pub use self::go::Go;
 pub use self::packages::Purpose;
 use self::packages::{PACKAGES, Package};
 use crate::artifacts::{BpfToolchain, DEBIAN_RUSTC};

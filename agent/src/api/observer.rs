@@ -39,8 +39,6 @@ pub enum Ask {
 pub struct ObserverService {
     /// Name of the node.
     pub node: Arc<str>,
-    /// The setting `sameNode: mtls`.
-    pub same_node_mtls: bool,
     /// What happened.
     pub flows: Arc<FlowRing>,
     /// What is in force.
@@ -88,7 +86,7 @@ impl Observer for ObserverService {
             Status::failed_precondition("no policy has been applied yet: see `weft status`")
         })?;
         let request = request.into_inner();
-        explain(&snapshot.mesh, self.same_node_mtls, &request)
+        explain(&snapshot.mesh, snapshot.mesh.settings.same_node_mtls, &request)
             .map(Response::new)
             .map_err(|error| Status::invalid_argument(error.to_string()))
     }

@@ -239,7 +239,6 @@ async fn tools_get_flows_old_and_new_status_and_explanations() {
     let (ask, mut asked) = mpsc::channel(1);
     let service = ObserverService {
         node: "n1".into(),
-        same_node_mtls: false,
         flows: flows.clone(),
         snapshots: snapshots.clone(),
         ask,

@@ -32,6 +32,9 @@ const ENDPOINT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
 
+/// Connections that were opened: each begins with another endpoint.
+static OPENED: AtomicUsize = AtomicUsize::new(0);
+
 /// Endpoints of a Service's port, by host name and port; none where they are not known.
 pub type Services = Arc<dyn Fn(&str, u16) -> Vec<SocketAddr> + Send + Sync>;
 
@@ -108,7 +111,8 @@ pub(super) fn open(
         .keep_alive_timeout(KEEP_ALIVE_ANSWER)
         .keep_alive_while_idle(true);
     let (file, known) = (address.roots.clone(), trusted.clone());
-    let turn = Arc::new(AtomicUsize::new(std::process::id() as usize));
+    let opened = OPENED.fetch_add(1, Ordering::Relaxed);
+    let turn = Arc::new(AtomicUsize::new(opened.wrapping_add(std::process::id() as usize)));
     let connector = tower::service_fn(move |_: Uri| {
         let (file, known, services) = (file.clone(), known.clone(), services.clone());
         let (host, name, turn) = (bare.clone(), name.clone(), turn.clone());

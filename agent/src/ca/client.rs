@@ -30,6 +30,7 @@ const LAST_RETRY: Duration = Duration::from_secs(8);
 #[derive(Clone)]
 pub struct CaClient {
     address: Arc<CaAddress>,
+    services: Services,
     channel: Channel,
     roots: Arc<Trusted>,
 }
@@ -40,8 +41,16 @@ impl CaClient {
     /// # Errors
     /// Where the address is malformed.
     pub fn new(address: CaAddress, services: Services) -> anyhow::Result<Self> {
-        let (channel, roots) = channel::open(&address, services)?;
-        Ok(Self { address: Arc::new(address), channel, roots })
+        let (channel, roots) = channel::open(&address, services.clone())?;
+        Ok(Self { address: Arc::new(address), services, channel, roots })
+    }
+
+    /// A connection of its own, to the next of the replicas.
+    ///
+    /// # Errors
+    /// Where the address is malformed.
+    pub fn new_connection(&self) -> anyhow::Result<Channel> {
+        Ok(channel::open(&self.address, self.services.clone())?.0)
     }
 
     /// The trusted roots in PEM, as they change; empty while none is known.
@@ -158,7 +167,11 @@ impl CaClient {
         Ok(())
     }
 
-    fn authorized<T>(&self, message: T) -> Result<Request<T>, CaError> {
+    /// A request with this agent's token.
+    ///
+    /// # Errors
+    /// Where there is no token.
+    pub fn authorized<T>(&self, message: T) -> Result<Request<T>, CaError> {
         let path = &self.address.token;
         let token = fs::read_to_string(path).map_err(|source| CaError::Io {
             action: "read the token",

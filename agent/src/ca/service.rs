@@ -22,6 +22,7 @@ use super::caller::{Caller, Refusal, ServiceAccount, identify};
 use super::pods::{Found, Pods};
 use super::root::CurrentRoot;
 use super::{Certified, Subject, material, request};
+use crate::conditions::Nodes;
 use crate::identity::SpiffeId;
 
 /// Key of the request's metadata in which a node's proxy names the workload (Istio).
@@ -211,6 +212,15 @@ fn report(asked: &Asked, result: &Result<Certified, Refusal>) {
             service, identity, account, pod, node, code = ?refusal.code, reason = refusal.reason,
             "refused a certificate",
         ),
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for CaService {
+    async fn node(&self, metadata: &MetadataMap) -> Result<String, Status> {
+        let caller = self.caller(metadata, std::slice::from_ref(&self.rules.audience)).await?;
+        check_account(&caller, &self.rules.agents, "--agent-account")?;
+        Ok(self.pods.node_of(&caller).await?)
     }
 }
 

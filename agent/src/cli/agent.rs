@@ -1,5 +1,5 @@
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::transport::Uri;
 use weft_model::mesh;
 
 use super::duration;
-use crate::agent::{AgentConfig, CA_DIR, PIN_DIR, RUN_DIR, run as run_agent};
+use crate::agent::{AgentConfig, CA_DIR, Manifests, PIN_DIR, RUN_DIR, run as run_agent};
 use crate::ca::channel::CaAddress;
 use crate::kernel::{self, AccelerationMode, MapSizes, ProxyCgroup, cgroups};
 
@@ -23,9 +23,13 @@ pub struct AgentArgs {
     /// Name of this node, as in the manifests
     #[arg(long, env = "WEFT_NODE", value_name = "NAME")]
     node: String,
-    /// Directory with Kubernetes YAML, read at any depth and watched
-    #[arg(long, env = "WEFT_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    /// Directory with Kubernetes YAML, read at any depth and watched, in place of an API server
+    #[arg(long, env = "WEFT_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+    /// Kubeconfig whose current context names the API server [default: the one of the cluster
+    /// whose pod this is]
+    #[arg(long, env = "WEFT_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Where the agent's sockets are made
     #[arg(long, env = "WEFT_RUN_DIR", default_value = RUN_DIR, value_name = "DIR")]
     run_dir: PathBuf,
@@ -192,6 +196,7 @@ impl MeshArgs {
             trust_domain: self.trust_domain.as_str().into(),
             root_namespace: self.root_namespace.as_str().into(),
             enroll_by_default: self.enroll == Enroll::All,
+            same_node_mtls: self.same_node_mtls(),
             ..mesh::Settings::default()
         }
     }
@@ -206,7 +211,7 @@ impl AgentArgs {
     fn config(self) -> anyhow::Result<AgentConfig> {
         let pods_cgroup = match self.pods_cgroup {
             Some(path) => path,
-            None => find_pods_cgroup(&cgroups::find_hierarchy()?)?,
+            None => cgroups::find_pods_root()?,
         };
         let mut map_sizes = MapSizes::default();
         for (map, size) in self.kernel.map_sizes {
@@ -214,7 +219,10 @@ impl AgentArgs {
         }
         Ok(AgentConfig {
             node: self.node.into(),
-            manifests: self.manifests,
+            manifests: match self.manifests {
+                Some(directory) => Manifests::Directory(directory),
+                None => Manifests::Cluster { kubeconfig: self.kubeconfig },
+            },
             run_dir: self.run_dir,
             ca_dir: self.ca_dir,
             ca: self.ca.address(self.certificate_life),
@@ -242,24 +250,12 @@ impl AgentArgs {
                 },
                 ..kernel::Options::new(self.pin_dir, pods_cgroup)
             },
-            mesh: self.mesh.settings(),
+            mesh: mesh::Settings {
+                certificate_life: self.certificate_life,
+                ..self.mesh.settings()
+            },
         })
     }
-}
-
-/// The pods' root, as one of a kubelet's two drivers makes it.
-pub(super) fn find_pods_cgroup(hierarchy: &Path) -> anyhow::Result<PathBuf> {
-    ["kubepods.slice", "kubepods"]
-        .iter()
-        .map(|name| hierarchy.join(name))
-        .find(|path| path.is_dir())
-        .with_context(|| {
-            format!(
-                "there is neither kubepods.slice nor kubepods in {}: say with --pods-cgroup \
-                 where the pods' cgroups are (a directory with one per pod, named pod<uid>)",
-                hierarchy.display()
-            )
-        })
 }
 
 fn proxy_cgroup(text: &str) -> Result<ProxyCgroup, Infallible> {

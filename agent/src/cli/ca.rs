@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::Server;
+use weft_model::mesh::Settings;
 use weft_proto::istio::istio_certificate_service_server::IstioCertificateServiceServer;
 use weft_proto::v1::certificate_authority_server::CertificateAuthorityServer;
+use weft_proto::v1::control_server::ControlServer;
 
 use super::duration;
 use crate::ca::caller::ServiceAccount;
@@ -22,11 +22,14 @@ use crate::ca::pods::Pods;
 use crate::ca::publish::{TRUST_BUNDLE, publish};
 use crate::ca::root::{RootKeeper, RootSettings};
 use crate::ca::service::{CaService, Rules};
+use crate::conditions::{ControlService, LeaderSettings, Shared, cluster};
 
 /// Requests of one connection that are served at once.
 const REQUESTS_PER_CONNECTION: usize = 32;
 /// A request is small.
 const LARGEST_REQUEST: usize = 64 << 10;
+/// A node's first report names every object.
+const LARGEST_REPORT: usize = 4 << 20;
 /// How long a leader tries to give its Lease back when it is told to stop.
 const GIVE_BACK: Duration = Duration::from_secs(3);
 
@@ -78,6 +81,12 @@ pub struct CaArgs {
     /// How long a root stays trusted after the Secret names it no more
     #[arg(long, default_value = "25h", value_parser = duration::parse, value_name = "TIME")]
     root_grace: Duration,
+    /// Namespace whose Istio policies act on the whole mesh, as the agents are told
+    #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
+    root_namespace: String,
+    /// DaemonSet of the agents, which says on how many nodes objects should be in force
+    #[arg(long, default_value = "weft-agent", value_name = "NAME")]
+    agent_daemonset: String,
     /// Service account of Weft's agents
     #[arg(long, default_value = "weft-system/weft-agent", value_name = "NAMESPACE/NAME")]
     agent_account: Vec<ServiceAccount>,
@@ -97,20 +106,6 @@ pub struct CaArgs {
 }
 
 impl CaArgs {
-    async fn client(&self) -> anyhow::Result<Client> {
-        let config = match &self.kubeconfig {
-            Some(path) => {
-                let kubeconfig = Kubeconfig::read_from(path)
-                    .with_context(|| format!("--kubeconfig {}", path.display()))?;
-                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                    .await
-                    .with_context(|| format!("--kubeconfig {}", path.display()))?
-            }
-            None => Config::infer().await.context("no way to the API server")?,
-        };
-        Client::try_from(config).context("the API server's client")
-    }
-
     fn root(&self) -> RootSettings {
         RootSettings {
             namespace: self.namespace.clone(),
@@ -120,6 +115,18 @@ impl CaArgs {
             life: self.certificate_life,
             propagation: self.root_propagation,
             grace: self.root_grace,
+        }
+    }
+
+    fn status(&self, candidate: &str) -> LeaderSettings {
+        LeaderSettings {
+            mesh: Settings {
+                trust_domain: self.trust_domain.as_str().into(),
+                root_namespace: self.root_namespace.as_str().into(),
+                ..Settings::default()
+            },
+            agents: (self.namespace.clone(), self.agent_daemonset.clone()),
+            instance: candidate.to_owned(),
         }
     }
 
@@ -149,7 +156,7 @@ pub(super) fn run(args: &CaArgs) -> anyhow::Result<ExitCode> {
 async fn serve(args: &CaArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
-    let client = args.client().await?;
+    let client = cluster::client(args.kubeconfig.as_deref()).await?;
     let (leading_sender, leading) = watch::channel(false);
     let (stop, stopped) = watch::channel(false);
 
@@ -170,6 +177,11 @@ async fn serve(args: &CaArgs) -> anyhow::Result<()> {
     tokio::spawn(keeper.run());
     let leadership = Leadership { client: client.clone(), leading };
     lead(args, &leadership, &root.bundle);
+    let board = Shared::default();
+    tokio::spawn({
+        let (board, settings) = (board.clone(), args.status(&candidate));
+        leadership.while_leading(move |client| board.clone().lead(client, settings.clone()))
+    });
 
     let service = CaService::new(client, args.rules(), root, pods);
     let served = Server::builder()
@@ -178,6 +190,10 @@ async fn serve(args: &CaArgs) -> anyhow::Result<()> {
         .add_service(
             CertificateAuthorityServer::new(service.clone())
                 .max_decoding_message_size(LARGEST_REQUEST),
+        )
+        .add_service(
+            ControlServer::new(ControlService::new(board, service.clone()))
+                .max_decoding_message_size(LARGEST_REPORT),
         )
         .add_service(
             IstioCertificateServiceServer::new(service).max_decoding_message_size(LARGEST_REQUEST),

@@ -51,11 +51,11 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     } else {
         let mut tree = Tree::new(args.manifests.clone(), args.mesh.settings());
         tree.scan().context("--manifests")?;
-        let findings = tree.manifests().findings();
+        let (mesh, findings) = tree.mesh_and_findings();
         for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
             tracing::warn!("not in force: {finding}");
         }
-        explain(&tree.mesh(), args.mesh.same_node_mtls(), &request)?
+        explain(&mesh, args.mesh.same_node_mtls() || mesh.settings.same_node_mtls, &request)?
     };
     match args.output {
         TableOrJson::Table => print(text(&request, &response, Paint::stdout()))?,

@@ -5,8 +5,8 @@ use clap::{CommandFactory, Parser};
 use weft_model::mesh::Settings;
 use weft_proto::v1::{Flow, MapUse, Peer, Rule, StatusResponse};
 
+use super::analyze::Report;
 use super::output::{CompactFlows, Paint, flow_json};
-use super::validate::Report;
 use super::{Cli, duration, status};
 use crate::source::Tree;
 
@@ -70,12 +70,15 @@ fn the_command_line_is_well_formed() {
     parse("weft observe -f --from shop/web --verdict denied -o json").unwrap();
     parse("weft policy explain shop/web service:shop/api 80 --manifests m -o json").unwrap();
     parse("weft --log debug status --wait 10s").unwrap();
+    parse("weft analyze -o json").unwrap();
+    parse("weft validate manifests").unwrap();
+    parse("weft crds --compat").unwrap();
     for wrong in [
         "weft agent --node n1",
         "weft agent --node n1 --manifests m --map-size CONNECTIONS",
         "weft agent --node n1 --manifests m --certificate-life 1y",
         "weft observe --verdict dropped",
-        "weft validate",
+        "weft analyze --kubeconfig k manifests",
     ] {
         parse(wrong).unwrap_err();
     }

@@ -91,7 +91,7 @@ impl Enricher {
     fn peer(&self, addresses: &Addresses, end: Endpoint, pod: PodId, proven: bool) -> Peer {
         let socket = socket(end);
         let by_id: Option<Arc<PodName>> = if pod == 0 { None } else { self.snapshots.pod(pod) };
-        let named = by_id.or_else(|| addresses.pod(socket.ip()).cloned());
+        let named = by_id.or_else(|| addresses.pod(socket.ip()).map(Arc::new));
         let node = || addresses.node(socket.ip()).map(|node| format!("node:{node}"));
         Peer {
             address: socket.ip().to_string(),

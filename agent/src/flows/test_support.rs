@@ -19,7 +19,7 @@ pub(crate) fn mesh(text: &str) -> Mesh {
         assert!(document.is_in_force(), "{:?}", document.findings);
     }
     manifests.replace(&"mesh.yaml".into(), documents);
-    manifests.mesh(Settings::default())
+    manifests.settled(Settings::default()).0
 }
 
 pub(crate) fn pod(name: &str, node: &str, addresses: &[&str]) -> String {

@@ -58,7 +58,7 @@ impl Acceleration {
                 state: AccelerationState::Off,
                 reason: format!(
                     "readers that take a short read to mean that there is no more could sleep on \
-                     bytes that are there: {lacks} (Linux 5.15 has what it needs)"
+                     bytes that are there: {lacks}"
                 ),
             },
             AccelerationState::Unbounded => {

@@ -17,7 +17,7 @@ mod mount;
 mod tests;
 mod watch;
 
-pub use mount::{CgroupError, find_hierarchy};
+pub use mount::{CgroupError, find_hierarchy, find_pods_root};
 pub use watch::{CgroupEvent, CgroupWatch};
 
 /// A cgroup's id: the inode of its directory, which is what
@@ -140,15 +140,23 @@ pub fn find_cgroup_of(below: &Path, process: u32) -> io::Result<Option<PathBuf>>
 
 /// A process in the cgroup at `path` or below it; none where there is none.
 ///
-/// The kernel shows processes of a pid namespace that the reader does not see as 0: the agent
-/// needs the host's pid namespace (`hostPID`).
+/// # Errors
+/// Also where there are only processes of a pid namespace that the reader does not see: the agent
+/// needs the host's (`hostPID`).
 pub fn find_process(path: &Path) -> io::Result<Option<u32>> {
     let listed = fs::read_to_string(path.join("cgroup.procs"));
     match listed {
         Ok(listed) => {
-            let pid = listed.lines().filter_map(|line| line.parse().ok()).find(|pid| *pid != 0);
-            if pid.is_some() {
-                return Ok(pid);
+            let pids: Vec<u32> = listed.lines().filter_map(|line| line.parse().ok()).collect();
+            if let Some(pid) = pids.iter().find(|pid| **pid != 0) {
+                return Ok(Some(*pid));
+            }
+            // The kernel shows what has no number here as 0.
+            if !pids.is_empty() {
+                return Err(io::Error::other(
+                    "its processes are not seen from the agent's pid namespace (hostPID: true is \
+                     needed)",
+                ));
             }
         }
         // A threaded cgroup lists its processes at the root of its domain.

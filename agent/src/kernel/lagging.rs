@@ -57,7 +57,9 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<WakeProgram, String> {
         iterator.run()?;
         Ok(iterator)
     };
-    load().map_err(|error| format!("the eBPF program {PROGRAM} cannot be run: {error}"))
+    load().map_err(|error| {
+        format!("the eBPF program {PROGRAM} cannot be run: {error} (Linux 5.15 has what it needs)")
+    })
 }
 
 /// The program, ready to run.

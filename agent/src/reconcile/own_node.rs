@@ -45,8 +45,12 @@ impl OwnNode {
         let of_nodes = mesh.nodes.values().flat_map(|node| &node.addresses);
         let of_pods = mesh.pods.values().filter(|pod| !pod.finished).flat_map(|pod| &pod.addresses);
         let of_services = mesh.services.values().flat_map(|service| &service.addresses);
-        let taken: BTreeSet<IpAddr> =
-            of_nodes.chain(of_pods).chain(of_services).map(IpAddr::to_canonical).collect();
+        let taken: BTreeSet<IpAddr> = of_nodes
+            .chain(of_pods)
+            .chain(of_services)
+            .map(IpAddr::to_canonical)
+            .filter(|address| self.addresses.contains(address))
+            .collect();
         let more: Vec<IpAddr> = self.addresses.difference(&taken).copied().collect();
         if more.is_empty() {
             return mesh.clone();

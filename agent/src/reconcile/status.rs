@@ -20,7 +20,16 @@ impl Reconciler {
         let mut problems: Vec<String> = self.problems.apply.iter().cloned().collect();
         let snapshot = self.outputs.snapshots.current();
         if snapshot.is_none() {
-            problems.push("no policy has been applied yet: every pod is denied".to_owned());
+            problems.push(
+                match self.kernel.has_policy() {
+                    true => {
+                        "no policy has been applied yet: the last agent's stays in force, and \
+                         new pods are denied"
+                    }
+                    false => "no policy has been applied yet: every pod is denied",
+                }
+                .to_owned(),
+            );
         }
         problems.extend(self.view.not_in_force());
         problems.extend(self.problems.bindings.iter().cloned());
@@ -146,7 +155,7 @@ impl Reconciler {
                 name.unwrap_or_else(|| pod.to_string())
             ));
         }
-        if !self.view.mesh.nodes.contains_key(&self.node) {
+        if self.view.complete && !self.view.mesh.nodes.contains_key(&self.node) {
             warnings.push(format!(
                 "no manifest names the node {}: pods of other nodes cannot be reached through \
                  tunnels, nor this node's from there",

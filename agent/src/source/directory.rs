@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RemoveKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
-use weft_model::dialect::{Finding, Severity};
+use weft_model::dialect::Finding;
 use weft_model::mesh::Settings;
 
-use super::{Tree, View, is_manifest};
+use super::{FindingsLog, Tree, View, is_manifest};
 
 /// From a file's close or rename to reading it: several files are often written together.
 const SETTLED: Duration = Duration::from_millis(4);
@@ -258,36 +258,14 @@ impl Watch {
 
 fn view(tree: &Tree, problems: &[String], log: &mut FindingsLog) -> View {
     let manifests = tree.manifests();
-    let findings: Arc<[Finding]> = manifests.findings().into();
+    let (mesh, findings) = tree.mesh_and_findings();
+    let findings: Arc<[Finding]> = findings.into();
     log.update(&findings);
     View {
-        mesh: Arc::new(tree.mesh()),
+        mesh: Arc::new(mesh),
         findings,
         problems: problems.into(),
         documents: manifests.documents(),
-    }
-}
-
-/// Says each finding once, and when an error is gone.
-#[derive(Default)]
-struct FindingsLog {
-    last: Arc<[Finding]>,
-}
-
-impl FindingsLog {
-    fn update(&mut self, findings: &Arc<[Finding]>) {
-        for finding in findings.iter().filter(|finding| !self.last.contains(finding)) {
-            match finding.severity {
-                Severity::Error => tracing::error!(target: "weft::manifests", "{finding}"),
-                Severity::Warning => tracing::warn!(target: "weft::manifests", "{finding}"),
-                Severity::Note => tracing::debug!(target: "weft::manifests", "{finding}"),
-            }
-        }
-        let gone =
-            |finding: &&Finding| finding.severity == Severity::Error && !findings.contains(finding);
-        for finding in self.last.iter().filter(gone) {
-            tracing::info!(target: "weft::manifests", "no longer: {finding}");
-        }
-        self.last = findings.clone();
+        complete: true,
     }
 }

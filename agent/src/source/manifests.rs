@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use weft_model::dialect::{Document, Finding, Severity};
 use weft_model::mesh::{
-    AuthorizationPolicy, EndpointSlice, Mesh, Namespace, Node, ObjectRef, PeerAuthentication, Pod,
-    Policy, Resource, Service, ServiceAccount, Settings,
+    AuthorizationPolicy, EndpointSlice, Location, Mesh, MeshSettings, Namespace, Node, ObjectRef,
+    PeerAuthentication, Pod, Policy, Resource, Service, ServiceAccount, Settings,
 };
 
 /// A resource, as the mesh holds it.
@@ -21,6 +21,7 @@ enum Held {
     Policy(Arc<Policy>),
     Authorization(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
+    Settings(Arc<MeshSettings>),
 }
 
 impl From<Resource> for Held {
@@ -35,6 +36,7 @@ impl From<Resource> for Held {
             Resource::Policy(policy) => Self::Policy(Arc::new(policy)),
             Resource::Authorization(policy) => Self::Authorization(Arc::new(policy)),
             Resource::PeerAuthentication(policy) => Self::PeerAuthentication(Arc::new(policy)),
+            Resource::Settings(settings) => Self::Settings(Arc::new(settings)),
         }
     }
 }
@@ -146,8 +148,24 @@ impl Manifests {
         findings
     }
 
-    /// The mesh that the documents in force say.
-    pub fn mesh(&self, settings: Settings) -> Mesh {
+    /// The mesh that the documents in force say, and what is to be said about those that its
+    /// settings leave out.
+    pub fn settled(&self, settings: Settings) -> (Mesh, Vec<Finding>) {
+        let mut mesh = self.unsettled(settings);
+        let mut findings = mesh.settle();
+        for finding in &mut findings {
+            let of = |(object, ..): &(&ObjectRef, &Arc<str>, &Version)| {
+                finding.object.as_ref() == Some(*object)
+            };
+            finding.location = self
+                .versions()
+                .find(of)
+                .map(|(_, path, version)| Location { file: path.clone(), line: version.line });
+        }
+        (mesh, findings)
+    }
+
+    fn unsettled(&self, settings: Settings) -> Mesh {
         let mut mesh = Mesh { settings, ..Mesh::default() };
         let mut done: BTreeSet<&ObjectRef> = BTreeSet::new();
         for (object, _, version) in self.versions() {
@@ -207,6 +225,9 @@ fn hold_in(mesh: &mut Mesh, resources: &[Held]) {
             Held::PeerAuthentication(policy) => {
                 mesh.peer_authentication.insert(policy.origin.object.clone(), policy);
             }
+            Held::Settings(settings) => {
+                mesh.settings_objects.insert(settings.origin.object.clone(), settings);
+            }
         }
     }
 }
@@ -226,6 +247,6 @@ fn duplicate(
             "{object} stands at {other}:{other_line} already, which goes first; rename or remove \
              one of them"
         ),
-        location: Some(weft_model::mesh::Location { file: path.clone(), line }),
+        location: Some(Location { file: path.clone(), line }),
     }
 }

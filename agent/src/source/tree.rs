@@ -68,7 +68,16 @@ impl Tree {
 
     /// The mesh that the documents in force say.
     pub fn mesh(&self) -> Mesh {
-        self.manifests.mesh(self.settings.clone())
+        self.manifests.settled(self.settings.clone()).0
+    }
+
+    /// The same, with all that is to be said about the documents, by place.
+    pub fn mesh_and_findings(&self) -> (Mesh, Vec<Finding>) {
+        let (mesh, left_out) = self.manifests.settled(self.settings.clone());
+        let mut findings = self.manifests.findings();
+        findings.extend(left_out);
+        findings.sort_by(|a, b| a.location.cmp(&b.location).then_with(|| a.field.cmp(&b.field)));
+        (mesh, findings)
     }
 
     /// The documents.

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aya::programs::links::PinnedLink;
-use weft_agent::kernel::{Kernel, OpenError, programs_on_hooks};
+use weft_agent::kernel::{Kernel, OpenError, ProxyCgroup, Remains, programs_on_hooks};
 use weft_common::CONFIG_READY;
 
 use crate::fixture::{Fixture, pod, tables};
@@ -154,4 +154,44 @@ fn an_adopted_map_gets_another_size_and_keeps_its_entries() {
     for (hook, programs) in &open(2).status().unwrap().on_pods_cgroup {
         assert_eq!(programs.len(), 1, "{hook}");
     }
+}
+
+/// How many of the proxy's programs are attached, and where.
+fn proxy_programs(kernel: &Kernel) -> BTreeSet<String> {
+    let programs = kernel.status().unwrap().programs.into_iter();
+    programs
+        .filter(|program| program.name.starts_with("proxy_"))
+        .map(|program| format!("{} {}", program.name, program.attached_to))
+        .collect()
+}
+
+#[test]
+fn the_proxys_programs_follow_its_cgroup() {
+    let fixture = Fixture::new();
+    let mut options = fixture.options();
+    options.proxy_cgroup = ProxyCgroup::Awaited;
+    let mut kernel = Kernel::open(options.clone()).unwrap();
+    assert!(proxy_programs(&kernel).is_empty(), "nobody has connected");
+    // The container is started, and started again.
+    let [first, second] = ["first", "second"].map(|name| fixture.cgroup(name));
+    for cgroup in [&first, &second] {
+        kernel.attach_proxy(cgroup).unwrap();
+        let attached = proxy_programs(&kernel);
+        assert_eq!(attached.len(), 5);
+        let path = cgroup.to_str().unwrap();
+        assert!(attached.iter().all(|program| program.ends_with(path)), "{attached:?}");
+    }
+    let held = Remains::pinned_under(&fixture.pins).unwrap();
+    drop(kernel);
+    // The agent alone is started again: its programs take the place of the earlier ones, and the
+    // links stay where they are.
+    let kernel = Kernel::open(options).unwrap();
+    assert!(kernel.adopted());
+    assert_eq!(Remains::pinned_under(&fixture.pins).unwrap().links, held.links);
+    drop(kernel);
+    Kernel::remove(&fixture.pins).unwrap();
+    weft_tests::eventually("everything to be freed", || {
+        held.left().unwrap().is_empty().then_some(())
+    })
+    .unwrap();
 }

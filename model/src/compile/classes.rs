@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::bits::Bits;
-use super::facts::Facts;
+use super::facts::{Belief, Facts};
 use super::ids::{Epoch, Ids, Interned};
-use crate::mesh::{Dialect, Labels, Peer};
+use crate::mesh::{Dialect, Labels, Peer, Rule};
 
 #[derive(Debug, Default)]
 pub(super) struct Classes {
@@ -107,21 +107,24 @@ impl Slots {
         }
     }
 
-    /// Sets, in `bits`, the slots whose class is meant by one of the peers.
+    /// Sets, in `bits`, the slots whose class is meant by one of the rule's peers.
     pub(super) fn mark(
         &self,
         bits: &mut Bits,
         classes: &Classes,
-        peers: Option<&[Peer]>,
+        rule: &Rule,
         dialect: Dialect,
+        belief: Belief,
     ) {
+        let peers = rule.peers.as_deref();
         for slot in &self.list {
             bits.set(*slot, peers.is_none());
         }
         for peer in peers.into_iter().flatten() {
             let mut mark = |slots: &[usize]| {
                 for slot in slots {
-                    if classes.at(*slot).is_some_and(|class| class.facts.is(peer, dialect)) {
+                    if classes.at(*slot).is_some_and(|class| class.facts.is(peer, dialect, belief))
+                    {
                         bits.set(*slot, true);
                     }
                 }

@@ -135,13 +135,13 @@ impl<'a> Situation<'a> {
         let rule = |marker: &Marker| {
             let Marker::Rule(policy, rule) = marker else { return None };
             let acting = self.policies.get(*policy)?;
-            let (id, _) = acting.rules.get(*rule)?;
+            let id = acting.rules.get(*rule)?.id;
             let rule = acting.policy.rules.get(*rule)?;
             let ports = rule
                 .ports
                 .as_ref()
                 .map(|ports| ports.iter().flat_map(|port| ranges(port, named)).collect());
-            Some(Rule { id: *id, effect: rule.effect, needs: rule.needs, ports })
+            Some(Rule { id, effect: rule.effect, needs: rule.needs, ports })
         };
         matched.markers.iter().filter_map(rule).collect()
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::blocks::Block;
 use super::vocabulary::ServicesPeer;
 use crate::mesh::{
-    Condition, Dialect, Entity, Labels, NamedPort, Peer, SERVICE_ACCOUNT_LABEL, Selector, Source,
-    StringMatch,
+    Condition, Dialect, Direction, Effect, Entity, Labels, NamedPort, Peer, Rule,
+    SERVICE_ACCOUNT_LABEL, Selector, Source, StringMatch,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +49,27 @@ pub(super) struct Identity {
     pub(super) service_account: Arc<str>,
 }
 
+/// Whose identity a rule takes to be the one of the pod that has the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Belief {
+    Nobody,
+    /// Of pods in the mesh.
+    Meshed,
+    Everybody,
+}
+
+impl Belief {
+    /// Of a rule, about a peer whose identity is proven or not.
+    pub(super) fn of(rule: &Rule, proven: bool) -> Self {
+        match (rule.effect, rule.direction) {
+            (Effect::Deny, _) => Self::Everybody,
+            (Effect::Allow, Direction::Egress) => Self::Meshed,
+            (Effect::Allow, Direction::Ingress) if proven => Self::Everybody,
+            (Effect::Allow, Direction::Ingress) => Self::Nobody,
+        }
+    }
+}
+
 impl PodFacts {
     /// The labels that Cilium gives a pod from its service account.
     pub(super) fn account_label(name: &Arc<str>) -> Labels {
@@ -57,9 +78,8 @@ impl PodFacts {
 }
 
 impl Facts {
-    /// Whether a rule's peer is meant; a `Peer::Workloads` only as far as its namespace is
-    /// known to match.
-    pub(super) fn is(&self, peer: &Peer, dialect: Dialect) -> bool {
+    /// Whether a rule's peer is meant.
+    pub(super) fn is(&self, peer: &Peer, dialect: Dialect, belief: Belief) -> bool {
         match peer {
             Peer::Workloads(workloads) => self.pod.as_ref().is_some_and(|pod| {
                 workloads.namespace.matches(&pod.namespace_labels)
@@ -74,6 +94,15 @@ impl Facts {
             Peer::Entity(entity) => self.is_entity(*entity),
             Peer::Services { namespace, name, labels } => self.services.iter().any(|peer| {
                 peer.namespace == *namespace && peer.name == *name && peer.labels == *labels
+            }),
+            Peer::Identity(wanted) => self.pod.as_ref().is_some_and(|pod| {
+                let is_believed = match belief {
+                    Belief::Nobody => false,
+                    Belief::Meshed => pod.enrolled == Some(true),
+                    Belief::Everybody => true,
+                };
+                let principal = pod.identity.as_ref().filter(|_| is_believed);
+                wanted.is(principal.map(Identity::principal).as_deref())
             }),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::bits::Bits;
 use super::classes::{Classes, Slots};
+use super::facts::Belief;
 use super::ids::{Epoch, Ids, Interned};
 use crate::mesh::{AuthorizationPolicy, Mesh, ObjectRef, Origin, Policy};
 
@@ -26,9 +27,25 @@ pub(super) struct ActingPolicy {
     pub(super) policy: Arc<Policy>,
     /// Id of its origin.
     pub(super) origin: u32,
-    /// As in the policy: the rule's id, and the classes whose peers it means.
-    pub(super) rules: Vec<(u32, Bits)>,
+    /// As in the policy.
+    pub(super) rules: Vec<ActingNetworkRule>,
     seen: Epoch,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ActingNetworkRule {
+    pub(super) id: u32,
+    /// Classes whose peers it means where their identity is not proven.
+    unproven: Bits,
+    /// The same where it is, if that makes a difference to the rule.
+    proven: Option<Bits>,
+}
+
+impl ActingNetworkRule {
+    /// Classes whose peers it means.
+    pub(super) fn peers(&self, proven: bool) -> &Bits {
+        self.proven.as_ref().filter(|_| proven).unwrap_or(&self.unproven)
+    }
 }
 
 #[derive(Debug)]
@@ -154,9 +171,14 @@ impl Library {
             let slots = if acting.origin == 0 { &all } else { &new };
             acting.origin = id(&acting.policy.origin);
             acting.rules.resize_with(acting.policy.rules.len(), Default::default);
-            for (rule, (rule_id, bits)) in acting.policy.rules.iter().zip(&mut acting.rules) {
-                *rule_id = id(&rule.origin);
-                slots.mark(bits, classes, rule.peers.as_deref(), acting.policy.dialect);
+            let dialect = acting.policy.dialect;
+            for (rule, acting) in acting.policy.rules.iter().zip(&mut acting.rules) {
+                acting.id = id(&rule.origin);
+                slots.mark(&mut acting.unproven, classes, rule, dialect, Belief::of(rule, false));
+                if rule.reads_proof() {
+                    let proven = acting.proven.get_or_insert_default();
+                    slots.mark(proven, classes, rule, dialect, Belief::of(rule, true));
+                }
             }
         }
         let mut authorizations: Vec<_> = self.authorizations.iter_mut().collect();

@@ -202,7 +202,7 @@ impl Subject {
         match marker {
             Marker::Rule(policy, rule) => {
                 let acting = library.policy(*self.key.policies.get(policy)?)?;
-                acting.rules.get(rule).map(|(_, bits)| bits)
+                acting.rules.get(rule).map(|rule| rule.peers(proven))
             }
             Marker::Source(policy, rule, http) => {
                 let acting = library.authorization(*self.key.authorizations.get(policy)?)?;

@@ -96,6 +96,10 @@ impl Vocabulary {
                 Peer::Entity(Entity::Unmanaged) => self.enrolled = true,
                 Peer::Entity(Entity::KubeApiserver) => self.apiserver = true,
                 Peer::Entity(_) => {}
+                Peer::Identity(_) => {
+                    self.identity = true;
+                    self.enrolled |= rule.direction == Direction::Egress;
+                }
                 Peer::Services { namespace, name, labels } => {
                     self.services.insert(ServicesPeer {
                         namespace: namespace.clone(),

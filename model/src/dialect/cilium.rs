@@ -3,8 +3,9 @@
 
 mod ports;
 mod rule;
-mod schema;
+pub(super) mod schema;
 mod selector;
+pub(super) mod shape;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use self::rule::{Side, read_rule};
 use self::schema::{CiliumPolicy, PolicySpec};
+use self::shape::{Section, Shape};
 use super::path::Path;
 use super::reading::{Reading, Unknown};
 use crate::mesh::{Dialect, Direction, Effect, Needs, Policy, Resource, Rule, Workloads};
@@ -29,10 +31,11 @@ pub(super) fn policy(reading: &mut Reading<'_>) -> Vec<Resource> {
     if specs.is_empty() {
         reading.error(&root.field("spec"), "missing; a policy has a spec, or a list of specs");
     }
-    specs.iter().filter_map(|(at, spec)| read_spec(reading, at, spec)).collect()
+    specs.into_iter().filter_map(|(at, spec)| read_spec(reading, &at, spec.into())).collect()
 }
 
-fn read_spec(reading: &mut Reading<'_>, at: &Path, spec: &PolicySpec) -> Option<Resource> {
+/// What a `spec` says; none where it is about nodes, or is wrong as a whole.
+pub(super) fn read_spec(reading: &mut Reading<'_>, at: &Path, spec: Shape) -> Option<Resource> {
     let selector_at = at.field("endpointSelector");
     let node_selector_at = at.field("nodeSelector");
     let subject = match (&spec.endpoint_selector, &spec.node_selector) {
@@ -57,27 +60,27 @@ fn read_spec(reading: &mut Reading<'_>, at: &Path, spec: &PolicySpec) -> Option<
         (Some(labels), None) => selector::subject(reading, &selector_at, labels)?,
     };
 
+    let isolates_ingress =
+        spec.default_deny.ingress.unwrap_or_else(|| spec.speaks_of(Direction::Ingress));
+    let isolates_egress =
+        spec.default_deny.egress.unwrap_or_else(|| spec.speaks_of(Direction::Egress));
     let mut rules = Vec::new();
-    let sections = [
-        ("ingress", Direction::Ingress, Effect::Allow),
-        ("ingressDeny", Direction::Ingress, Effect::Deny),
-        ("egress", Direction::Egress, Effect::Allow),
-        ("egressDeny", Direction::Egress, Effect::Deny),
-    ];
     let mut sides = 0;
-    for (section, direction, effect) in sections {
-        let Some(list) = spec.sides(direction, effect) else { continue };
-        let section_at = at.field(section);
+    let sections = spec.sections();
+    let names = sections.each_ref().map(|section| section.name);
+    for Section { name, direction, effect, sides: list } in sections {
+        let Some(list) = list else { continue };
+        let section_at = at.field(name);
         if list.is_empty() {
             reading.note(
                 &section_at,
-                format_args!("is empty and isolates nothing; `{section}: [{{}}]` does"),
+                format_args!("is empty and isolates nothing; `{name}: [{{}}]` does"),
             );
         }
         for (index, side) in list.into_iter().enumerate() {
             sides += 1;
             let side_at = section_at.index(index);
-            let is_known = !reading.is_poisoned(&side_at, at, sections.map(|(name, ..)| name));
+            let is_known = !reading.is_poisoned(&side_at, at, names);
             rules.extend(read_rule(
                 reading,
                 Side { at: &side_at, direction, effect, is_known, fields: side },
@@ -87,18 +90,11 @@ fn read_spec(reading: &mut Reading<'_>, at: &Path, spec: &PolicySpec) -> Option<
     if sides == 0 {
         reading.warning(at, "has no rules and therefore no effect; add ingress or egress");
     }
-
-    let default_deny = spec.enable_default_deny.clone().unwrap_or_default();
-    let is_some = |direction| {
-        [Effect::Allow, Effect::Deny]
-            .into_iter()
-            .any(|effect| spec.sides(direction, effect).is_some_and(|list| !list.is_empty()))
-    };
     Some(Resource::Policy(Policy {
         origin: reading.origin(at),
         subject,
-        isolates_ingress: default_deny.ingress.unwrap_or_else(|| is_some(Direction::Ingress)),
-        isolates_egress: default_deny.egress.unwrap_or_else(|| is_some(Direction::Egress)),
+        isolates_ingress,
+        isolates_egress,
         dialect: Dialect::Cilium,
         rules,
     }))

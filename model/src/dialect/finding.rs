@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::mesh::{Location, Mesh, ObjectRef, Resource};
+use crate::mesh::{Location, Mesh, ObjectRef, ObjectVersion, Resource};
 
 /// Something that the reader of a manifest has to say about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,8 @@ pub struct Document {
     /// Which object it is. None where the document does not say so much: it may be about any
     /// object that its file had before, so none of those may be taken for removed.
     pub object: Option<ObjectRef>,
+    /// Its version, if it is one of weft.dev and comes from an API server.
+    pub version: Option<ObjectVersion>,
     /// Where it begins, if it was read from a file.
     pub location: Option<Location>,
     /// What it says. Empty where a finding is an error.
@@ -87,19 +89,24 @@ impl Document {
 
 impl Mesh {
     /// Puts what a document says in the place of what its object said before. A document that is
-    /// not in force leaves the object as it is; if the object says nothing yet, the document's
-    /// [`Document::deny_fallback`] takes its place (and stays until the object is in force, or is
-    /// removed). Returns whether the mesh was written to.
+    /// not in force leaves the object's last good version as it is; where there is none, the
+    /// document's [`Document::deny_fallback`] takes its place, until the object is in force or
+    /// removed. Returns whether the mesh says something else now.
     pub fn insert_document(&mut self, document: &Document) -> bool {
         let Some(object) = &document.object else { return false };
         if document.is_in_force() {
-            self.apply(object, document.resources.iter().cloned());
-            return true;
+            let stood_in = self.stand_ins.remove(object);
+            let mut changed = self.apply(object, document.resources.iter().cloned()) || stood_in;
+            if let Some(version) = &document.version {
+                let known = self.versions.insert(object.clone(), version.clone());
+                changed |= known.as_ref() != Some(version);
+            }
+            return changed;
         }
         match &document.deny_fallback {
-            Some(fallback) if !self.contains(object) => {
-                self.apply(object, fallback.iter().cloned());
-                true
+            Some(fallback) if self.stand_ins.contains(object) || !self.contains(object) => {
+                let changed = self.apply(object, fallback.iter().cloned());
+                self.stand_ins.insert(object.clone()) || changed
             }
             _ => false,
         }

@@ -14,6 +14,9 @@ pub(super) enum Kind {
     CiliumClusterwideNetworkPolicy,
     AuthorizationPolicy,
     PeerAuthentication,
+    MeshPolicy,
+    ClusterMeshPolicy,
+    MeshSettings,
 }
 
 impl Kind {
@@ -31,6 +34,9 @@ impl Kind {
             ("cilium.io", "CiliumClusterwideNetworkPolicy") => Self::CiliumClusterwideNetworkPolicy,
             ("security.istio.io", "AuthorizationPolicy") => Self::AuthorizationPolicy,
             ("security.istio.io", "PeerAuthentication") => Self::PeerAuthentication,
+            ("weft.dev", "MeshPolicy") => Self::MeshPolicy,
+            ("weft.dev", "ClusterMeshPolicy") => Self::ClusterMeshPolicy,
+            ("weft.dev", "MeshSettings") => Self::MeshSettings,
             _ => return None,
         })
     }
@@ -40,13 +46,30 @@ impl Kind {
         match self {
             Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => &["v2"],
             Self::AuthorizationPolicy | Self::PeerAuthentication => &["v1", "v1beta1"],
+            Self::MeshPolicy | Self::ClusterMeshPolicy | Self::MeshSettings => &["v1alpha1"],
             _ => &["v1"],
         }
     }
 
     /// Whether its objects are the cluster's, not a namespace's.
     pub fn is_of_cluster(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node | Self::CiliumClusterwideNetworkPolicy)
+        matches!(
+            self,
+            Self::Namespace
+                | Self::Node
+                | Self::CiliumClusterwideNetworkPolicy
+                | Self::ClusterMeshPolicy
+                | Self::MeshSettings
+        )
+    }
+}
+
+/// The dialect that a kind which is read belongs to, if it can be switched off.
+pub(super) fn dialect_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" => Some("cilium"),
+        "AuthorizationPolicy" | "PeerAuthentication" => Some("istio"),
+        _ => None,
     }
 }
 

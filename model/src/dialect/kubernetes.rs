@@ -1,6 +1,8 @@
 //! Kubernetes' own kinds.
 
+mod enrolment;
 mod network_policy;
+mod schema;
 mod service;
 #[cfg(test)]
 mod tests;

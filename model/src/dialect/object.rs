@@ -9,8 +9,8 @@ use super::kinds::{self, Kind, Unread};
 use super::path::Path;
 use super::reading::{Reading, Source};
 use super::yaml::Problem;
-use super::{cilium, istio, kubernetes, selector};
-use crate::mesh::{Location, Name, ObjectRef, Resource, Settings};
+use super::{cilium, istio, kubernetes, selector, weft};
+use crate::mesh::{Location, Name, ObjectRef, ObjectVersion, Resource, Settings};
 
 /// Reads an object, or the objects of a list.
 pub(super) fn read_all(
@@ -106,11 +106,12 @@ pub(super) fn read(
             deny_fallback = fallback(kind, &mut reading);
         }
     }
+    let version = known.then(|| header.version(value)).flatten();
     let mut findings = reading.findings;
     if !known {
         findings.iter_mut().for_each(|finding| finding.object = None);
     }
-    Document { object, location, resources, findings, deny_fallback }
+    Document { object, version, location, resources, findings, deny_fallback }
 }
 
 fn read_kind(kind: Kind, reading: &mut Reading<'_>) -> Vec<Resource> {
@@ -125,6 +126,8 @@ fn read_kind(kind: Kind, reading: &mut Reading<'_>) -> Vec<Resource> {
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => cilium::policy(reading),
         Kind::AuthorizationPolicy => istio::authorization(reading).into_iter().collect(),
         Kind::PeerAuthentication => istio::peer_authentication(reading).into_iter().collect(),
+        Kind::MeshPolicy | Kind::ClusterMeshPolicy => weft::policy(reading).into_iter().collect(),
+        Kind::MeshSettings => weft::settings(reading).into_iter().collect(),
     }
 }
 
@@ -132,9 +135,11 @@ fn read_kind(kind: Kind, reading: &mut Reading<'_>) -> Vec<Resource> {
 fn fallback(kind: Kind, reading: &mut Reading<'_>) -> Option<Vec<Resource>> {
     match kind {
         Kind::NetworkPolicy => Some(kubernetes::deny_fallback(reading)),
-        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
-            Some(cilium::deny_fallback(reading))
-        }
+        Kind::CiliumNetworkPolicy
+        | Kind::CiliumClusterwideNetworkPolicy
+        | Kind::MeshPolicy
+        | Kind::ClusterMeshPolicy => Some(cilium::deny_fallback(reading)),
+        Kind::MeshSettings => weft::settings_fallback(reading),
         Kind::AuthorizationPolicy => istio::authorization_fallback(reading),
         Kind::PeerAuthentication => Some(istio::peer_authentication_fallback(reading)),
         _ => None,
@@ -162,6 +167,13 @@ impl<'a> Header<'a> {
     /// The kind, if it is one that is read, whatever the version.
     fn kind_read(&self) -> Option<Kind> {
         Kind::of(self.group, self.kind?)
+    }
+
+    /// The object's version, where somebody is told which one is in force.
+    fn version(&self, value: &Value) -> Option<ObjectVersion> {
+        let metadata = value.get("metadata").filter(|_| self.group == "weft.dev")?;
+        let generation = metadata.get("generation")?.as_i64()?;
+        Some(ObjectVersion { uid: text(metadata, "uid")?.into(), generation })
     }
 
     /// Which object it is. Kinds that are not read carry their group, for two groups may use one

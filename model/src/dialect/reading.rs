@@ -144,20 +144,11 @@ impl<'a> Reading<'a> {
     /// The object as a typed value. Reports the first field of another shape as an error, and
     /// notes fields that are not known; `unknown` says what to say of one of those.
     pub fn decode<T: DeserializeOwned>(&mut self, unknown: Unknown) -> Option<T> {
-        self.decode_value(self.value, unknown)
-    }
-
-    /// As [`Self::decode`], of a value that was made from the object's.
-    pub fn decode_value<T: DeserializeOwned>(
-        &mut self,
-        value: &Value,
-        unknown: Unknown,
-    ) -> Option<T> {
         let mut ignored = Vec::new();
         let mut track = serde_path_to_error::Track::new();
         let mut callback = |path: serde_ignored::Path<'_>| ignored.push(ignored_path(&path));
         let decoded = T::deserialize(serde_ignored::Deserializer::new(
-            serde_path_to_error::Deserializer::new(value, &mut track),
+            serde_path_to_error::Deserializer::new(self.value, &mut track),
             &mut callback,
         ));
         for path in ignored {
@@ -189,6 +180,13 @@ impl<'a> Reading<'a> {
                 self.error(&path, "unknown field; correct or remove it");
             }
             _ if matches!(self.source, Source::Server) => {}
+            Unknown::Unread(read) => {
+                if let Some(Segment::Key(key)) = path.segments().last()
+                    && let Some(meant) = read.iter().find(|name| name.eq_ignore_ascii_case(key))
+                {
+                    self.warning(&path, format_args!("unknown field, ignored; write {meant}"));
+                }
+            }
             _ => self.warning(&path, "unknown field, ignored; correct or remove it"),
         }
     }
@@ -199,6 +197,9 @@ impl<'a> Reading<'a> {
 pub(super) enum Unknown {
     /// Nothing.
     Ignored,
+    /// Nothing: the type has only what is read, of which these are the names. One that differs
+    /// from them only in case is a mistake.
+    Unread(&'static [&'static str]),
     /// In `spec`, that the rule which holds it must not open anything.
     Narrows,
     /// In `spec`, that the document is not what its author thinks.

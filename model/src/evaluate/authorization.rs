@@ -191,7 +191,8 @@ fn any<T>(parts: &[T], matched: impl Fn(&T) -> Option<bool>) -> Option<bool> {
     parts.iter().filter_map(matched).min()
 }
 
-fn string_matches(wanted: &StringMatch, text: &str) -> bool {
+/// As Istio matches a value.
+pub(super) fn string_matches(wanted: &StringMatch, text: &str) -> bool {
     match wanted {
         StringMatch::Exact(exact) => **exact == *text,
         StringMatch::Prefix(prefix) => text.starts_with(&**prefix),

@@ -1,4 +1,5 @@
-//! NetworkPolicy, CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy together.
+//! NetworkPolicy, CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy, MeshPolicy and
+//! ClusterMeshPolicy together.
 //!
 //! Kubernetes: "The effects of those policies' rules combine additively. ... a pod is isolated
 //! for egress if there is any NetworkPolicy that both selects the pod and has Egress in its
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_common::Reason;
 
+use super::authorization::string_matches;
 use super::party::{End, Kind};
 use super::{Connection, Outcome};
 use crate::mesh::{
@@ -39,7 +41,7 @@ pub(super) fn judge(
     let matching: Vec<&Rule> = rules()
         .filter(|(policy, rule)| {
             rule.direction == direction
-                && peer_matches(mesh, policy, rule, pod, peer)
+                && peer_matches(mesh, policy, rule, pod, peer, connection)
                 && port_matches(rule, direction, pod, peer, connection)
         })
         .map(|(_, rule)| rule)
@@ -115,7 +117,14 @@ fn isolates(policy: &Policy, direction: Direction) -> bool {
     }
 }
 
-fn peer_matches(mesh: &Mesh, policy: &Policy, rule: &Rule, pod: &Pod, peer: &End) -> bool {
+fn peer_matches(
+    mesh: &Mesh,
+    policy: &Policy,
+    rule: &Rule,
+    pod: &Pod,
+    peer: &End,
+    connection: &Connection,
+) -> bool {
     let Some(wanted) = &rule.peers else { return true };
     wanted.iter().any(|wanted| match wanted {
         Peer::Workloads(workloads) => {
@@ -135,6 +144,14 @@ fn peer_matches(mesh: &Mesh, policy: &Policy, rule: &Rule, pod: &Pod, peer: &End
                 && name.as_ref().is_none_or(|wanted| *wanted == service.name.name)
                 && labels.matches(&service.labels)
                 && serves(mesh, &service.name, peer)
+        }),
+        Peer::Identity(wanted) => peer.pod().is_some_and(|other| {
+            let counts = match (rule.effect, rule.direction) {
+                (Effect::Deny, _) => true,
+                (Effect::Allow, Direction::Ingress) => connection.proven,
+                (Effect::Allow, Direction::Egress) => mesh.is_enrolled(other),
+            };
+            counts && string_matches(wanted, &mesh.principal(other))
         }),
     })
 }

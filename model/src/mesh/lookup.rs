@@ -8,33 +8,10 @@ use super::{
     SliceEndpoint,
 };
 
-/// Label of a namespace or pod that says whether it is in the mesh (`enabled`, `disabled`).
-pub const MESH_LABEL: &str = "weft.dev/mesh";
-/// Istio's label for the same (`ambient` or `none`).
-pub const ISTIO_DATAPLANE_LABEL: &str = "istio.io/dataplane-mode";
-
 /// Namespaces whose pods are in the mesh only where a label says so: the cluster's own, and
 /// Weft's.
 pub const SYSTEM_NAMESPACES: [&str; 4] =
     ["kube-system", "kube-public", "kube-node-lease", "weft-system"];
-
-/// What labels say about being in the mesh; none if they say nothing.
-/// Weft's own label goes before Istio's.
-pub fn enrolment(labels: &Labels) -> Option<bool> {
-    let own = labels.get(MESH_LABEL).and_then(|value| match &**value {
-        "enabled" => Some(true),
-        "disabled" => Some(false),
-        _ => None,
-    });
-    let istio = || {
-        labels.get(ISTIO_DATAPLANE_LABEL).and_then(|value| match &**value {
-            "ambient" => Some(true),
-            "none" => Some(false),
-            _ => None,
-        })
-    };
-    own.or_else(istio)
-}
 
 /// An endpoint of a service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,16 +53,12 @@ impl Mesh {
         if !pod.is_own_peer() {
             return false;
         }
-        pod.enrolled
-            .or_else(|| {
-                self.namespaces
-                    .get(&pod.name.namespace)
-                    .and_then(|namespace| enrolment(&namespace.labels))
-            })
-            .unwrap_or_else(|| {
+        pod.enrolled.or_else(|| self.namespaces.get(&pod.name.namespace)?.enrolled).unwrap_or_else(
+            || {
                 self.settings.enroll_by_default
                     && !SYSTEM_NAMESPACES.contains(&&*pod.name.namespace)
-            })
+            },
+        )
     }
 
     /// The name of the node that has this address, itself or by a pod on its network.
@@ -138,11 +111,12 @@ impl Mesh {
         addresses
     }
 
-    /// As [`Self::endpoints`], with the nodes.
+    /// As [`Self::endpoints`], with the nodes. Which of them a connection goes to depends on
+    /// where it comes from, too: see [`crate::evaluate::backends`].
     pub fn service_endpoints(&self, service: &Service, port: &ServicePort) -> Vec<ServiceEndpoint> {
         let mut endpoints = match self.sliced_endpoints(service, port) {
             Some(endpoints) => endpoints,
-            None => self.selected_endpoints(service, port),
+            None => self.selected_endpoints(service, port).collect(),
         };
         endpoints.sort();
         endpoints.dedup();
@@ -213,22 +187,28 @@ impl Mesh {
         Some(chosen(&|endpoint| endpoint.serving && endpoint.terminating))
     }
 
-    fn selected_endpoints(&self, service: &Service, port: &ServicePort) -> Vec<ServiceEndpoint> {
-        let Some(selector) = &service.selector else { return Vec::new() };
-        let first = Name { namespace: service.name.namespace.clone(), name: "".into() };
-        self.pods
-            .range(first..)
-            .take_while(|(name, _)| name.namespace == service.name.namespace)
-            .map(|(_, pod)| pod)
-            .filter(|pod| !pod.finished && selector.matches(&pod.labels))
-            .filter_map(|pod| target(pod, port).map(|number| (pod, number)))
-            .flat_map(|(pod, number)| {
-                pod.addresses.iter().map(move |address| ServiceEndpoint {
-                    address: SocketAddr::new(address.to_canonical(), number),
-                    node: Some(pod.node.clone()).filter(|node| !node.is_empty()),
+    /// The pods that a service's selector finds, in place of slices.
+    pub fn selected_endpoints<'a>(
+        &'a self,
+        service: &'a Service,
+        port: &'a ServicePort,
+    ) -> impl Iterator<Item = ServiceEndpoint> + 'a {
+        let namespace = &service.name.namespace;
+        let first = Name { namespace: namespace.clone(), name: "".into() };
+        service.selector.iter().flat_map(move |selector| {
+            self.pods
+                .range(first.clone()..)
+                .take_while(move |(name, _)| name.namespace == *namespace)
+                .map(|(_, pod)| pod)
+                .filter(move |pod| !pod.finished && selector.matches(&pod.labels))
+                .filter_map(move |pod| target(pod, port).map(|number| (pod, number)))
+                .flat_map(|(pod, number)| {
+                    pod.addresses.iter().map(move |address| ServiceEndpoint {
+                        address: SocketAddr::new(address.to_canonical(), number),
+                        node: Some(pod.node.clone()).filter(|node| !node.is_empty()),
+                    })
                 })
-            })
-            .collect()
+        })
     }
 }
 

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
     /// Empty for objects of the cluster.
     pub namespace: Arc<str>,
@@ -32,6 +32,15 @@ impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)
     }
+}
+
+/// Which version of an object, as the API server numbers them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectVersion {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`: a change of the status is no other version.
+    pub generation: i64,
 }
 
 /// A place in a file.

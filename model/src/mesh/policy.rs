@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Origin, Protocol, Selector};
+use super::{Origin, Protocol, Selector, StringMatch};
 
-/// A policy at L3/L4: a NetworkPolicy, or one `spec` of a Cilium policy.
+/// A policy at L3/L4: a NetworkPolicy, one `spec` of a Cilium policy, or a MeshPolicy.
 ///
 /// All policies that select a pod act together, across dialects: in a direction in which one of
 /// them asks for a default deny, only what some rule allows is allowed; what a denying rule
@@ -31,8 +31,8 @@ pub enum Dialect {
     /// networking.k8s.io: traffic to and from the node where a pod runs is always allowed, and
     /// an `ipBlock` matches pods as well.
     Kubernetes,
-    /// cilium.io: traffic from the pod's own node is always allowed, traffic to it is judged;
-    /// a CIDR matches only what is neither a pod nor a node of the cluster.
+    /// cilium.io and weft.dev: traffic from the pod's own node is always allowed, traffic to it
+    /// is judged; a CIDR matches only what is neither a pod nor a node of the cluster.
     Cilium,
 }
 
@@ -106,6 +106,23 @@ pub enum Peer {
         /// Labels of the services.
         labels: Selector,
     },
+    /// Pods by their principal, as `cluster.local/ns/default/sa/web`. What a rule takes for a
+    /// peer's identity depends on what it does:
+    /// - an allowing rule of ingress, on one that is proven;
+    /// - an allowing rule of egress, on the one of a pod in the mesh that has the address that is
+    ///   dialled: the path proves it before a byte of the application goes over;
+    /// - a denying rule, on the one of the pod that has the address, proven or not, so that
+    ///   nobody gets round it by not proving who they are.
+    Identity(StringMatch),
+}
+
+impl Rule {
+    /// Whether it tells a peer with a proven identity from one without.
+    pub fn reads_proof(&self) -> bool {
+        self.direction == Direction::Ingress
+            && self.effect == Effect::Allow
+            && self.peers.iter().flatten().any(|peer| matches!(peer, Peer::Identity(_)))
+    }
 }
 
 /// Pods by their namespace's labels, their own, and their service account's name. All three

@@ -13,6 +13,9 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels, always with `kubernetes.io/metadata.name`.
     pub labels: Labels,
+    /// What its labels and annotations say about its pods being in the mesh; none if they say
+    /// nothing.
+    pub enrolled: Option<bool>,
 }
 
 /// v1 Node.
@@ -27,6 +30,9 @@ pub struct Node {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
 }
+
+/// Label of a node with its zone.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// v1 Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +55,8 @@ pub struct Pod {
     pub named_ports: Vec<NamedPort>,
     /// `status.phase` is `Succeeded` or `Failed`: its addresses are free again.
     pub finished: bool,
-    /// What its labels and annotations say about being in the mesh (`weft.dev/mesh`,
-    /// `istio.io/dataplane-mode`); none if they say nothing.
+    /// What its labels and annotations say about being in the mesh (`weft.dev/mesh`, and what
+    /// other meshes call the same); none if they say nothing.
     pub enrolled: Option<bool>,
     /// `weft.dev/accelerate` is not `"false"`.
     pub accelerate: bool,
@@ -87,6 +93,9 @@ pub struct Service {
     pub selector: Option<Selector>,
     /// `spec.clusterIPs`; empty for a headless service or an ExternalName.
     pub addresses: Vec<IpAddr>,
+    /// `spec.externalIPs`, and the load balancer's addresses that lead to nodes. Pods reach the
+    /// service there as well.
+    pub external: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP`, in seconds.
@@ -110,6 +119,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port of the pods.
     pub target: PortRef,
+    /// `nodePort`: the port of every node's addresses.
+    pub node_port: Option<u16>,
 }
 
 /// A port by number or by the name that a pod gives it.
@@ -148,6 +159,10 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// `nodeName`.
     pub node: Option<Arc<str>>,
+    /// `hints.forZones`: the zones that it is to serve.
+    pub zones: Vec<Arc<str>>,
+    /// `hints.forNodes`: the nodes that it is to serve.
+    pub nodes: Vec<Arc<str>>,
 }
 
 /// IP protocols that policy tells apart.

@@ -1,14 +1,14 @@
 //! One connection, judged by the evaluator and by the tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use weft_common::{Decision, Reason};
 use weft_model::compile::{Compiler, Lookup, Tables};
-use weft_model::evaluate::{Connection, Outcome, Party, verdict};
-use weft_model::mesh::{Mesh, Name, Origin};
+use weft_model::evaluate::{Connection, Outcome, Party, backends, verdict};
+use weft_model::mesh::{Mesh, Name, Origin, Protocol};
 
 /// The tables of every node.
 pub type Cluster = BTreeMap<Arc<str>, Tables>;
@@ -132,6 +132,50 @@ pub fn compare(
     }
     let agreed: Result<(), Box<Difference>> = results.into_iter().collect();
     Some(agreed.map(|()| verdict.outcome))
+}
+
+/// Looks up every address and port at which there may be a service, from every node. Returns how
+/// many have one, or how the first difference looks.
+pub fn compare_services(mesh: &Mesh, cluster: &Cluster) -> Result<usize, String> {
+    let of_services =
+        mesh.services.values().flat_map(|one| one.addresses.iter().chain(&one.external));
+    let of_nodes = mesh.nodes.values().flat_map(|node| &node.addresses);
+    let addresses: BTreeSet<IpAddr> = of_services.chain(of_nodes).copied().collect();
+    let ports = mesh.services.values().flat_map(|service| &service.ports);
+    let ports: BTreeSet<u16> = ports
+        .flat_map(|port| [Some(port.port), port.node_port, Some(port.port + 1)])
+        .flatten()
+        .collect();
+    let mut served = 0;
+    for (node, tables) in cluster {
+        for (address, port) in
+            addresses.iter().flat_map(|one| ports.iter().map(move |port| (*one, *port)))
+        {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let expected = backends(mesh, node, address, port, protocol);
+                let entry = tables.services.get(&(address.into(), port, protocol.number()));
+                let found = entry.map(|entry| {
+                    (0..entry.count)
+                        .filter_map(|slot| tables.backends.get(&(entry.backends, slot)))
+                        .map(|one| (one.address, one.port))
+                        .collect::<Vec<_>>()
+                });
+                let wanted = expected.as_ref().map(|backends| {
+                    backends
+                        .iter()
+                        .map(|one| (one.ip().into(), one.port().into()))
+                        .collect::<Vec<_>>()
+                });
+                if found != wanted {
+                    return Err(format!(
+                        "{node} to {protocol:?} {address} port {port}: expected {expected:?}, found {found:?}"
+                    ));
+                }
+                served += usize::from(found.is_some_and(|found| !found.is_empty()));
+            }
+        }
+    }
+    Ok(served)
 }
 
 fn says(tables: &Tables, found: Decision, expected: &Outcome) -> bool {

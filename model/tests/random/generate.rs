@@ -10,6 +10,8 @@ use weft_model::mesh::*;
 
 const NAMESPACES: [&str; 4] = ["shop", "bank", "default", "istio-system"];
 const NODES: [&str; 3] = ["one", "two", "three"];
+const ZONES: [&str; 2] = ["east", "west"];
+const NODE_PORTS: [u16; 2] = [30_080, 30_081];
 const KEYS: [&str; 3] = ["app", "tier", "env"];
 const VALUES: [&str; 3] = ["web", "db", "api"];
 const ACCOUNTS: [&str; 3] = ["default", "web", "db"];
@@ -102,14 +104,8 @@ impl Generator {
     pub fn put_namespace(&mut self, mesh: &mut Mesh, name: &str) {
         let mut labels = self.labels();
         labels.insert(NAMESPACE_NAME_LABEL.into(), name.into());
-        if self.chance(3) {
-            let value = *self.of(&["enabled", "disabled"]);
-            labels.insert(MESH_LABEL.into(), value.into());
-        } else if self.chance(3) {
-            let value = *self.of(&["ambient", "none", "other"]);
-            labels.insert(ISTIO_DATAPLANE_LABEL.into(), value.into());
-        }
-        mesh.namespaces.insert(name.into(), Namespace { name: name.into(), labels });
+        let enrolled = *self.of(&[None, None, Some(true), Some(false)]);
+        mesh.namespaces.insert(name.into(), Namespace { name: name.into(), labels, enrolled });
     }
 
     fn put_node(&mut self, mesh: &mut Mesh, index: usize, name: &str) {
@@ -117,8 +113,11 @@ impl Generator {
         if !self.chance(3) {
             addresses.push(address(&format!("fd00:1::{}", index + 1)));
         }
-        let node =
-            Node { name: name.into(), labels: self.labels(), addresses, pod_cidrs: Vec::new() };
+        let mut labels = self.labels();
+        if !self.chance(4) {
+            labels.insert(ZONE_LABEL.into(), (*self.of(&ZONES)).into());
+        }
+        let node = Node { name: name.into(), labels, addresses, pod_cidrs: Vec::new() };
         mesh.nodes.insert(name.into(), node);
     }
 
@@ -181,6 +180,14 @@ impl Generator {
             addresses.push(address(&format!("10.96.0.{number}")));
             addresses.push(address(&format!("fd00:96::{number:x}")));
         }
+        let mut external = Vec::new();
+        if self.chance(3) {
+            let nodes: Vec<_> = mesh.nodes.values().flat_map(|node| &node.addresses).collect();
+            external.extend(nodes.first().map(|address| **address));
+            external.push(address("198.51.100.7"));
+            // Another's own address goes first.
+            external.push(address(&format!("10.96.0.{}", self.rng.u8(1..250))));
+        }
         let ports = vec![
             ServicePort {
                 name: "http".into(),
@@ -191,12 +198,14 @@ impl Generator {
                 } else {
                     PortRef::Number(8080)
                 },
+                node_port: self.chance(3).then(|| *self.of(&NODE_PORTS)),
             },
             ServicePort {
                 name: "dns".into(),
                 protocol: Protocol::Udp,
                 port: 53,
                 target: PortRef::Number(53),
+                node_port: None,
             },
         ];
         let selector = (!self.chance(3)).then(|| self.selector());
@@ -210,6 +219,7 @@ impl Generator {
             labels: self.labels(),
             selector,
             addresses,
+            external,
             ports,
             affinity_seconds: self.chance(4).then_some(60),
             internal_local: self.chance(5),
@@ -227,6 +237,8 @@ impl Generator {
                 serving: !self.chance(4),
                 terminating: self.chance(4),
                 node: self.chance(2).then(|| (*self.of(&NODES)).into()),
+                zones: (0..self.rng.usize(0..3)).map(|_| (*self.of(&ZONES)).into()).collect(),
+                nodes: (0..self.rng.usize(0..3)).map(|_| (*self.of(&NODES)).into()).collect(),
             })
             .collect();
         let slice = EndpointSlice {
@@ -288,7 +300,7 @@ impl Generator {
     }
 
     fn peer(&mut self, dialect: Dialect, direction: Direction) -> Peer {
-        match self.rng.u8(0..if dialect == Dialect::Cilium { 6 } else { 4 }) {
+        match self.rng.u8(0..if dialect == Dialect::Cilium { 7 } else { 4 }) {
             0..=1 => Peer::Workloads(self.workloads()),
             2..=3 => Peer::Cidr {
                 cidr: self.block(),
@@ -299,6 +311,7 @@ impl Generator {
                 name: self.chance(2).then(|| (*self.of(&["web", "db"])).into()),
                 labels: self.selector(),
             },
+            5 => Peer::Identity(self.principal()),
             _ => Peer::Entity(*self.of(&[
                 Entity::All,
                 Entity::World,

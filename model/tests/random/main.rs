@@ -9,7 +9,7 @@ mod steps;
 
 use std::collections::BTreeMap;
 
-use compare::{Lookups, compare, compile};
+use compare::{Lookups, compare, compare_services, compile};
 use generate::Generator;
 use shrink::shrink;
 
@@ -56,6 +56,21 @@ fn reasons_of_policy() -> [u32; 8] {
     use weft_common::Reason::*;
     [Unrestricted, Rule, OwnNode, RuleDenies, NoRule, NotProven, NeedsHttp, Unsupported]
         .map(|reason| reason as u32)
+}
+
+#[test]
+fn services_have_the_backends_that_the_evaluator_says() {
+    let mut served = 0;
+    for round in 0..400 {
+        let mut generator = Generator::seeded(seed() ^ round << 24);
+        let mesh = generator.mesh();
+        match compare_services(&mesh, &compile(&mesh)) {
+            Ok(some) => served += some,
+            Err(difference) => panic!("WEFT_SEED={}: {difference}\nin {mesh:#?}", seed()),
+        }
+    }
+    println!("{served} addresses and ports with a backend, 0 differences");
+    assert!(served >= 2_000);
 }
 
 fn run(seed: u64, thread: u64, wanted: usize) -> Reasons {

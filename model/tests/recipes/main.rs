@@ -5,3 +5,4 @@ mod cilium;
 mod istio;
 mod kubernetes;
 mod town;
+mod weft;

@@ -8,9 +8,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use weft_tests::{Cluster, PodAddresses};
+use weft_tests::PodAddresses;
 
-/// `examples/bookshop-expectations.yaml`: no manifest, so it is not among them.
+use super::stage::Stage;
+
+/// What the bookshop's traffic should show: no manifest, so it is not among them.
+pub const PLAN: &str = "examples/bookshop-expectations.yaml";
+
+/// The contents of [`PLAN`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -97,13 +102,8 @@ impl Plan {
 
 impl Expectation {
     /// The address that is dialled.
-    pub fn address(&self, cluster: &Cluster) -> Result<SocketAddr> {
-        let addresses = match &self.to {
-            Target::Service(name) => cluster.service(name)?,
-            Target::Pod(name) => cluster.pod(name)?.addresses(),
-            Target::Host(name) => cluster.node(name)?.public_addresses(),
-        };
-        Ok(SocketAddr::new(self.of_family(addresses)?, self.port))
+    pub fn address(&self, stage: &dyn Stage) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.of_family(stage.addresses(&self.to)?)?, self.port))
     }
 
     fn of_family(&self, addresses: PodAddresses) -> Result<IpAddr> {

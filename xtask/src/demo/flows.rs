@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use weft_tests::{Cluster, Mesh};
 
 use super::expectation::{Expectation, Seen, Target};
+use super::stage::Stage;
 
 /// A flow, as `weft observe -o json` prints it; what is not used here is left out.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,11 +49,10 @@ pub struct Flows(Vec<Flow>);
 
 impl Flows {
     /// Asks every node's agent.
-    pub fn read(mesh: &Mesh) -> Result<Self> {
+    pub fn read(stage: &dyn Stage) -> Result<Self> {
         let mut flows = Vec::new();
-        for node in mesh.nodes() {
-            let output = node.weft(["observe", "--last", "10000", "-o", "json"])?;
-            for line in output.success()?.lines() {
+        for output in stage.weft_on_all_nodes(&["observe", "--last", "10000", "-o", "json"])? {
+            for line in output.lines() {
                 let value: serde_json::Value = serde_json::from_str(line)
                     .with_context(|| format!("`weft observe` printed {line:?}"))?;
                 // Beside flows there are notes of events that were lost.
@@ -66,8 +65,8 @@ impl Flows {
     }
 
     /// What they say of one connection of the demo.
-    pub fn seen(&self, cluster: &Cluster, expected: &Expectation) -> Result<Seen> {
-        let dialled = expected.address(cluster)?;
+    pub fn seen(&self, stage: &dyn Stage, expected: &Expectation) -> Result<Seen> {
+        let dialled = expected.address(stage)?;
         let family_of = |address: &str| if address.contains(':') { 6 } else { 4 };
         let of_this = |flow: &&Flow| {
             let from = format!("{}/{}", flow.source.namespace, flow.source.pod);

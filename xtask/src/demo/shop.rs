@@ -20,19 +20,24 @@ pub struct Shop {
     pub policies: Vec<PathBuf>,
 }
 
+/// The manifests of a folder, in the order of their names.
+pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 impl Shop {
     /// Reads every manifest of a folder, in the order of their names.
     pub fn read(folder: &Path) -> Result<Self> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "yaml") {
-                files.push(path);
-            }
-        }
-        files.sort();
         let mut shop = Self::default();
-        for file in files {
+        for file in manifests(folder)? {
             shop.read_file(&file).with_context(|| file.display().to_string())?;
         }
         Ok(shop)

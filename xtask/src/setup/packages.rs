@@ -11,13 +11,16 @@ pub enum Purpose {
     Check,
     /// To measure.
     Measure,
+    /// To build Kubernetes.
+    Kubernetes,
     /// To run the tests on other kernels.
     Vm,
 }
 
 impl Purpose {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Build, Self::Run, Self::Check, Self::Measure, Self::Vm];
+    pub const ALL: [Self; 6] =
+        [Self::Build, Self::Run, Self::Check, Self::Measure, Self::Kubernetes, Self::Vm];
 }
 
 /// A Debian package.
@@ -71,11 +74,13 @@ pub const PACKAGES: &[Package] = &[
     package("nginx-light", Purpose::Run, &["nginx"], "HTTP servers of the shop (its service is not started)"),
     package("jq", Purpose::Run, &["jq"], "to look into JSON by hand"),
     package("bpftool", Purpose::Run, &["bpftool"], "to look at programs and maps by hand"),
+    package("busybox-static", Purpose::Run, &["busybox"], "user space of pods, and of machines with other kernels"),
     package("rust-web-clippy", Purpose::Check, &[], "lints for the eBPF programs"),
     package("wrk", Purpose::Measure, &["wrk"], "HTTP load"),
     package("iperf3", Purpose::Measure, &["iperf3"], "throughput"),
+    package("libseccomp-dev", Purpose::Kubernetes, &["/usr/include/seccomp.h"], "which runc is linked with"),
+    package("pkg-config", Purpose::Kubernetes, &["pkg-config"], "by which runc's build finds it"),
     package("qemu-system-x86", Purpose::Vm, &["qemu-system-x86_64"], "machines with other kernels"),
-    package("busybox-static", Purpose::Vm, &["busybox"], "user space of those machines"),
     package("cpio", Purpose::Vm, &["cpio"], "their initial file system"),
     package("kmod", Purpose::Vm, &["depmod"], "dependencies of their modules"),
     package("xz-utils", Purpose::Vm, &["xz"], "to unpack those modules"),

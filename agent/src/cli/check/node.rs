@@ -28,9 +28,9 @@ pub(super) fn check(pods_cgroup: Option<&Path>) -> Vec<Finding> {
             "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 at /sys/fs/cgroup",
         ),
     });
-    let pods = pods_cgroup.map(|path| Ok(path.to_owned())).or_else(|| {
-        hierarchy.ok().map(|hierarchy| crate::cli::agent::find_pods_cgroup(&hierarchy))
-    });
+    let pods = pods_cgroup
+        .map(|path| Ok(path.to_owned()))
+        .or_else(|| hierarchy.ok().map(|_| cgroups::find_pods_root()));
     const PODS: &str = "pods' cgroups";
     let remedy = "say where the pods' cgroups are: --pods-cgroup, agent.podsCgroup in the chart";
     match pods {

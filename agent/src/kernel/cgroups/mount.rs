@@ -13,6 +13,17 @@ pub enum CgroupError {
         /// Why not.
         source: io::Error,
     },
+    /// There are no cgroups of pods.
+    #[error(
+        "there are no cgroups of pods (kubepods.slice, kubepods) in {}: is a kubelet running? A \
+         pod needs the host's /sys/fs/cgroup as a hostPath volume; --pods-cgroup says where they \
+         are otherwise (a directory with one per pod, named pod<uid>)",
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    NoPods {
+        /// The hierarchies that were searched.
+        paths: Vec<PathBuf>,
+    },
     /// There is no hierarchy of version 2.
     #[error(
         "no cgroup v2 hierarchy is mounted here (looked in {}); mount one with \
@@ -37,18 +48,66 @@ pub fn find_hierarchy() -> Result<PathBuf, CgroupError> {
     hierarchy_in(&mounts).ok_or_else(|| CgroupError::NoHierarchy { path: path.to_owned() })
 }
 
-/// The mount point of cgroup v2 in a `mountinfo` (proc_pid_mountinfo(5)). The field after the
-/// lone dash is the type.
+/// How deep below a hierarchy's root the pods' root is looked for: kind has it in a cgroup of the
+/// kubelet's own, which may be in one of the node's container.
+const DEEPEST: usize = 3;
+
+/// The root of the pods' cgroups, as a kubelet with either driver makes it: `kubepods.slice` or
+/// `kubepods`, the latter part of a longer name where the kubelet has a root of its own
+/// (`kubelet.slice/kubelet-kubepods.slice`). It is looked for in every hierarchy that is mounted,
+/// for a container's own shows nothing of the host's.
+///
+/// # Errors
+/// [`CgroupError`] if there is none.
+pub fn find_pods_root() -> Result<PathBuf, CgroupError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(path)
+        .map_err(|source| CgroupError::Read { path: path.to_owned(), source })?;
+    let paths = hierarchies_in(&mounts);
+    if paths.is_empty() {
+        return Err(CgroupError::NoHierarchy { path: path.to_owned() });
+    }
+    let found = paths.iter().find_map(|hierarchy| pods_root_in(hierarchy));
+    found.ok_or(CgroupError::NoPods { paths })
+}
+
+/// The shallowest root of pods' cgroups below a directory.
+pub(super) fn pods_root_in(hierarchy: &Path) -> Option<PathBuf> {
+    let mut level = vec![hierarchy.to_owned()];
+    for _ in 0..DEEPEST {
+        let mut below: Vec<(String, PathBuf)> =
+            level.iter().flat_map(|path| super::directories(path).unwrap_or_default()).collect();
+        below.sort();
+        let is_root = |name: &str| {
+            let name = name.strip_suffix(".slice").unwrap_or(name);
+            name == "kubepods" || name.ends_with("-kubepods")
+        };
+        if let Some((_, found)) = below.iter().find(|(name, _)| is_root(name)) {
+            return Some(found.clone());
+        }
+        level = below.into_iter().map(|(_, path)| path).collect();
+    }
+    None
+}
+
+/// The mount point of cgroup v2 in a `mountinfo`; of several the shortest.
 pub(super) fn hierarchy_in(mounts: &str) -> Option<PathBuf> {
-    mounts
+    hierarchies_in(mounts).into_iter().next()
+}
+
+/// The mount points of cgroup v2 in a `mountinfo` (proc_pid_mountinfo(5)), the shortest first.
+/// The field after the lone dash is the type.
+pub(super) fn hierarchies_in(mounts: &str) -> Vec<PathBuf> {
+    let mut paths: Vec<&str> = mounts
         .lines()
         .filter_map(|line| {
             let (mount, kind) = line.split_once(" - ")?;
             (kind.split(' ').next()? == "cgroup2").then_some(())?;
             mount.split(' ').nth(4)
         })
-        .min_by_key(|path| path.len())
-        .map(|path| PathBuf::from(unescape(path)))
+        .collect();
+    paths.sort_by_key(|path| path.len());
+    paths.into_iter().map(|path| PathBuf::from(unescape(path))).collect()
 }
 
 /// Undoes the octal escapes of `mountinfo` (space, tab, newline, backslash).

@@ -122,6 +122,31 @@ async fn sees_pods_come_and_go_under_both_drivers() {
 }
 
 #[test]
+fn finds_the_pods_root_of_every_kind_of_node() {
+    for (made, expected) in [
+        (
+            &["system.slice/a", "kubepods.slice/kubepods-burstable.slice"][..],
+            Some("kubepods.slice"),
+        ),
+        (&["init.scope", "kubepods/besteffort"], Some("kubepods")),
+        // kind: the kubelet has a root of its own, in the node's cgroup namespace or seen from the
+        // host.
+        (&["kubelet.slice/kubelet-kubepods.slice"], Some("kubelet.slice/kubelet-kubepods.slice")),
+        (&["system.slice/docker-1.scope/kubelet/kubepods"], None),
+        (&["docker/1/kubepods/burstable"], Some("docker/1/kubepods")),
+        (&["docker/1/kubepods", "kubepods/burstable"], Some("kubepods")),
+        (&["system.slice/a"], None),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        for path in made {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let found = mount::pods_root_in(root.path());
+        assert_eq!(found, expected.map(|path| root.path().join(path)), "{made:?}");
+    }
+}
+
+#[test]
 fn every_new_pod_is_seen() {
     let root = Root::new();
     root.add("burstable");

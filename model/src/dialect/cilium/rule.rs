@@ -3,12 +3,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::schema::{CidrRule, ServiceRule, SideFields};
+use super::schema::{CidrRule, ServiceRule};
+use super::shape::SideFields;
 use super::{ports, selector};
 use crate::dialect::path::Path;
+use crate::dialect::principal;
 use crate::dialect::reading::Reading;
 use crate::dialect::selector::{canonical, cidr};
-use crate::mesh::{Direction, Effect, Needs, Peer, Rule, Selector};
+use crate::mesh::{Direction, Effect, Needs, Peer, PortMatch, Ports, Protocol, Rule, Selector};
 
 /// An item of `ingress`, `egress`, `ingressDeny` or `egressDeny`.
 pub(super) struct Side<'a> {
@@ -41,12 +43,14 @@ pub(super) fn read_rule(reading: &mut Reading<'_>, side: Side<'_>) -> Vec<Rule> 
     // A denying rule denies whatever its peers may have been.
     let widened = effect == Effect::Deny && !(peers.is_supported && is_known);
     let matched = if widened { None } else { peers.matched };
-    let rule = |reading: &Reading<'_>, at: &Path, ports, needs: Needs| Rule {
+    let is_proof_needed = effect == Effect::Allow
+        && fields.identities.1.as_ref().is_some_and(|list| !list.is_empty());
+    let rule = |reading: &mut Reading<'_>, at: &Path, ports, needs: Needs| Rule {
         origin: reading.origin(at),
         direction,
         effect,
         peers: matched.clone(),
-        ports,
+        ports: if is_proof_needed { tcp_only(reading, at, ports) } else { ports },
         needs: if is_supported { needs } else { Needs::Unsupported },
     };
 
@@ -84,6 +88,28 @@ pub(super) fn read_rule(reading: &mut Reading<'_>, side: Side<'_>) -> Vec<Rule> 
     rules
 }
 
+/// Identities are proven over TCP alone, so a rule that allows by them allows nothing else.
+fn tcp_only(
+    reading: &mut Reading<'_>,
+    at: &Path,
+    ports: Option<Vec<PortMatch>>,
+) -> Option<Vec<PortMatch>> {
+    let Some(mut ports) = ports else {
+        return Some(vec![PortMatch { protocol: Some(Protocol::Tcp), ports: Ports::All }]);
+    };
+    let before = ports.len();
+    ports.retain(|port| matches!(port.protocol, None | Some(Protocol::Tcp)));
+    if ports.len() < before {
+        reading.warning(
+            at,
+            "identities are proven over TCP alone, so nothing else is allowed by them; name the \
+             peers of other protocols by their labels",
+        );
+    }
+    ports.iter_mut().for_each(|port| port.protocol = Some(Protocol::Tcp));
+    Some(ports)
+}
+
 /// The peers that an item names. Naming none, it means all where it names ports, and none where
 /// it does not; a list that is there and empty means none.
 fn peers(reading: &mut Reading<'_>, at: &Path, fields: &SideFields, has_ports: bool) -> Peers {
@@ -113,6 +139,10 @@ fn peers(reading: &mut Reading<'_>, at: &Path, fields: &SideFields, has_ports: b
     let list_at = at.field(fields.endpoints.0);
     for (index, labels) in fields.endpoints.1.iter().flatten().enumerate() {
         take(selector::peer(reading, &list_at.index(index), labels));
+    }
+    let list_at = at.field(fields.identities.0);
+    for (index, text) in fields.identities.1.iter().flatten().enumerate() {
+        take(principal::principal(reading, &list_at.index(index), text).map(Peer::Identity));
     }
     let list_at = at.field(fields.cidr.0);
     for (index, text) in fields.cidr.1.iter().flatten().enumerate() {
@@ -151,6 +181,7 @@ fn peers(reading: &mut Reading<'_>, at: &Path, fields: &SideFields, has_ports: b
 fn present(fields: &SideFields) -> Vec<&'static str> {
     let lists = [
         (fields.endpoints.0, fields.endpoints.1.as_ref().map_or(0, Vec::len)),
+        (fields.identities.0, fields.identities.1.as_ref().map_or(0, Vec::len)),
         (fields.cidr.0, fields.cidr.1.as_ref().map_or(0, Vec::len)),
         (fields.cidr_set.0, fields.cidr_set.1.as_ref().map_or(0, Vec::len)),
         (fields.entities.0, fields.entities.1.as_ref().map_or(0, Vec::len)),
@@ -166,6 +197,7 @@ fn names_empty_list(fields: &SideFields) -> bool {
         value.as_ref().is_some_and(|value| value.as_array().is_some_and(Vec::is_empty))
     };
     fields.endpoints.1.as_ref().is_some_and(Vec::is_empty)
+        || fields.identities.1.as_ref().is_some_and(Vec::is_empty)
         || fields.cidr.1.as_ref().is_some_and(Vec::is_empty)
         || fields.cidr_set.1.as_ref().is_some_and(Vec::is_empty)
         || fields.entities.1.as_ref().is_some_and(Vec::is_empty)

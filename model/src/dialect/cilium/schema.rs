@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::mesh::{Direction, Effect};
+use super::shape::{DefaultDeny, Shape, SideFields};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,12 +32,6 @@ pub(super) struct PolicySpec {
     labels: Option<Value>,
     description: Option<Value>,
     log: Option<Value>,
-}
-
-#[derive(Clone, Default, Deserialize)]
-pub(super) struct DefaultDeny {
-    pub ingress: Option<bool>,
-    pub egress: Option<bool>,
 }
 
 /// An item of `ingress` or `ingressDeny`.
@@ -81,7 +75,7 @@ struct EgressRule {
 
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct CidrRule {
+pub(in crate::dialect) struct CidrRule {
     pub cidr: Option<String>,
     pub except: Option<Vec<String>>,
     pub cidr_group_ref: Option<String>,
@@ -89,7 +83,7 @@ pub(super) struct CidrRule {
 }
 
 #[derive(Clone, Deserialize)]
-pub(super) struct ServiceRule {
+pub(in crate::dialect) struct ServiceRule {
     #[serde(rename = "k8sService")]
     pub by_name: Option<ServiceName>,
     #[serde(rename = "k8sServiceSelector")]
@@ -98,20 +92,20 @@ pub(super) struct ServiceRule {
 
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ServiceName {
+pub(in crate::dialect) struct ServiceName {
     pub service_name: Option<String>,
     pub namespace: Option<String>,
 }
 
 #[derive(Clone, Deserialize)]
-pub(super) struct ServiceLabels {
+pub(in crate::dialect) struct ServiceLabels {
     pub selector: Option<LabelSelector>,
     pub namespace: Option<String>,
 }
 
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PortRule {
+pub(in crate::dialect) struct PortRule {
     pub ports: Option<Vec<PortProtocol>>,
     pub rules: Option<L7Rules>,
     #[serde(rename = "terminatingTLS")]
@@ -124,14 +118,14 @@ pub(super) struct PortRule {
 
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PortProtocol {
+pub(in crate::dialect) struct PortProtocol {
     pub port: Option<String>,
     pub end_port: Option<i64>,
     pub protocol: Option<String>,
 }
 
 #[derive(Clone, Deserialize)]
-pub(super) struct L7Rules {
+pub(in crate::dialect) struct L7Rules {
     pub http: Option<Vec<Value>>,
     pub kafka: Option<Vec<Value>>,
     pub dns: Option<Vec<Value>>,
@@ -140,80 +134,66 @@ pub(super) struct L7Rules {
 }
 
 #[derive(Clone, Deserialize)]
-pub(super) struct Authentication {
+pub(in crate::dialect) struct Authentication {
     pub mode: Option<String>,
 }
 
-/// What rules of both directions have, with the names of the fields that hold it.
-pub(super) struct SideFields {
-    pub endpoints: (&'static str, Option<Vec<LabelSelector>>),
-    pub requires: (&'static str, Option<Vec<LabelSelector>>),
-    pub cidr: (&'static str, Option<Vec<String>>),
-    pub cidr_set: (&'static str, Option<Vec<CidrRule>>),
-    pub entities: (&'static str, Option<Vec<String>>),
-    pub services: (&'static str, Option<Vec<ServiceRule>>),
-    /// Ways to name peers that Weft does not support.
-    pub unsupported: Vec<(&'static str, Option<Value>)>,
-    pub ports: Option<Vec<PortRule>>,
-    pub icmps: Option<Value>,
-    pub authentication: Option<Authentication>,
-}
-
-impl PolicySpec {
-    /// The rules of a section, if it is there.
-    pub fn sides(&self, direction: Direction, effect: Effect) -> Option<Vec<SideFields>> {
-        let ingress = |list: &Option<Vec<IngressRule>>| {
-            list.as_ref().map(|list| list.iter().map(IngressRule::fields).collect())
+impl From<PolicySpec> for Shape {
+    fn from(spec: PolicySpec) -> Self {
+        let ingress = |list: Option<Vec<IngressRule>>| {
+            list.map(|list| list.into_iter().map(IngressRule::fields).collect())
         };
-        let egress = |list: &Option<Vec<EgressRule>>| {
-            list.as_ref().map(|list| list.iter().map(EgressRule::fields).collect())
+        let egress = |list: Option<Vec<EgressRule>>| {
+            list.map(|list| list.into_iter().map(EgressRule::fields).collect())
         };
-        match (direction, effect) {
-            (Direction::Ingress, Effect::Allow) => ingress(&self.ingress),
-            (Direction::Ingress, Effect::Deny) => ingress(&self.ingress_deny),
-            (Direction::Egress, Effect::Allow) => egress(&self.egress),
-            (Direction::Egress, Effect::Deny) => egress(&self.egress_deny),
+        Self {
+            endpoint_selector: spec.endpoint_selector,
+            node_selector: spec.node_selector,
+            ingress: ingress(spec.ingress),
+            ingress_deny: ingress(spec.ingress_deny),
+            egress: egress(spec.egress),
+            egress_deny: egress(spec.egress_deny),
+            default_deny: spec.enable_default_deny.unwrap_or_default(),
         }
     }
 }
 
 impl IngressRule {
-    fn fields(&self) -> SideFields {
+    fn fields(self) -> SideFields {
         SideFields {
-            endpoints: ("fromEndpoints", self.from_endpoints.clone()),
-            requires: ("fromRequires", self.from_requires.clone()),
-            cidr: ("fromCIDR", self.from_cidr.clone()),
-            cidr_set: ("fromCIDRSet", self.from_cidr_set.clone()),
-            entities: ("fromEntities", self.from_entities.clone()),
+            endpoints: ("fromEndpoints", self.from_endpoints),
+            requires: ("fromRequires", self.from_requires),
+            identities: ("", None),
+            cidr: ("fromCIDR", self.from_cidr),
+            cidr_set: ("fromCIDRSet", self.from_cidr_set),
+            entities: ("fromEntities", self.from_entities),
             services: ("", None),
-            unsupported: vec![
-                ("fromGroups", self.from_groups.clone()),
-                ("fromNodes", self.from_nodes.clone()),
-            ],
-            ports: self.to_ports.clone(),
-            icmps: self.icmps.clone(),
-            authentication: self.authentication.clone(),
+            unsupported: vec![("fromGroups", self.from_groups), ("fromNodes", self.from_nodes)],
+            ports: self.to_ports,
+            icmps: self.icmps,
+            authentication: self.authentication,
         }
     }
 }
 
 impl EgressRule {
-    fn fields(&self) -> SideFields {
+    fn fields(self) -> SideFields {
         SideFields {
-            endpoints: ("toEndpoints", self.to_endpoints.clone()),
-            requires: ("toRequires", self.to_requires.clone()),
-            cidr: ("toCIDR", self.to_cidr.clone()),
-            cidr_set: ("toCIDRSet", self.to_cidr_set.clone()),
-            entities: ("toEntities", self.to_entities.clone()),
-            services: ("toServices", self.to_services.clone()),
+            endpoints: ("toEndpoints", self.to_endpoints),
+            requires: ("toRequires", self.to_requires),
+            identities: ("", None),
+            cidr: ("toCIDR", self.to_cidr),
+            cidr_set: ("toCIDRSet", self.to_cidr_set),
+            entities: ("toEntities", self.to_entities),
+            services: ("toServices", self.to_services),
             unsupported: vec![
-                ("toGroups", self.to_groups.clone()),
-                ("toNodes", self.to_nodes.clone()),
-                ("toFQDNs", self.to_fqdns.clone()),
+                ("toGroups", self.to_groups),
+                ("toNodes", self.to_nodes),
+                ("toFQDNs", self.to_fqdns),
             ],
-            ports: self.to_ports.clone(),
-            icmps: self.icmps.clone(),
-            authentication: self.authentication.clone(),
+            ports: self.to_ports,
+            icmps: self.icmps,
+            authentication: self.authentication,
         }
     }
 }

@@ -19,12 +19,17 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 pub(in crate::dialect) fn service(reading: &mut Reading<'_>) -> Option<Resource> {
-    let core::v1::Service { metadata, spec, .. } = reading.decode(Unknown::Ignored)?;
+    let core::v1::Service { metadata, spec, status } = reading.decode(Unknown::Ignored)?;
     let at = Path::ROOT.field("spec");
     let spec = spec.unwrap_or_default();
 
     let is_external = spec.type_.as_deref() == Some("ExternalName");
     let addresses = if is_external { Vec::new() } else { cluster_ips(reading, &at, &spec) };
+    let external = if is_external {
+        Vec::new()
+    } else {
+        external(reading, &spec, &status.unwrap_or_default())
+    };
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         let at = at.field("ports").index(index);
@@ -49,6 +54,7 @@ pub(in crate::dialect) fn service(reading: &mut Reading<'_>) -> Option<Resource>
         labels: labels(metadata.labels.as_ref()),
         selector,
         addresses,
+        external,
         ports,
         affinity_seconds: affinity(reading, &at, &spec),
         internal_local: internal_local(reading, &at, &spec),
@@ -73,6 +79,29 @@ fn cluster_ips(reading: &mut Reading<'_>, at: &Path, spec: &core::v1::ServiceSpe
         .collect()
 }
 
+/// Addresses from outside the cluster at which nodes serve it. A load balancer that is a proxy of
+/// its own (`ipMode: Proxy`) is left to see its traffic.
+fn external(
+    reading: &mut Reading<'_>,
+    spec: &core::v1::ServiceSpec,
+    status: &core::v1::ServiceStatus,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let at = Path::ROOT.fields(&["spec", "externalIPs"]);
+    for (index, ip) in spec.external_ips.iter().flatten().enumerate() {
+        addresses.extend(selector::address(reading, &at.index(index), ip));
+    }
+    let at = Path::ROOT.fields(&["status", "loadBalancer", "ingress"]);
+    let balancer = status.load_balancer.as_ref().and_then(|balancer| balancer.ingress.as_ref());
+    for (index, ingress) in balancer.into_iter().flatten().enumerate() {
+        let ip = ingress.ip.as_deref().filter(|ip| !ip.is_empty());
+        if let Some(ip) = ip.filter(|_| ingress.ip_mode.as_deref() != Some("Proxy")) {
+            addresses.extend(selector::address(reading, &at.index(index).field("ip"), ip));
+        }
+    }
+    addresses
+}
+
 fn service_port(
     reading: &mut Reading<'_>,
     at: &Path,
@@ -94,11 +123,16 @@ fn service_port(
             Some(PortRef::Name(name.as_str().into()))
         }
     };
+    let node_port = match port.node_port {
+        None | Some(0) => None,
+        Some(node_port) => selector::port(reading, &at.field("nodePort"), i64::from(node_port)),
+    };
     Some(ServicePort {
         name: port.name.as_deref().unwrap_or_default().into(),
         protocol: protocol?,
         port: number?,
         target: target?,
+        node_port,
     })
 }
 
@@ -171,12 +205,17 @@ pub(in crate::dialect) fn endpoint_slice(reading: &mut Reading<'_>) -> Option<Re
         }
         let conditions = endpoint.conditions.clone().unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
+        let hints = endpoint.hints.as_ref();
+        let zones = hints.and_then(|hints| hints.for_zones.as_ref()).into_iter().flatten();
+        let nodes = hints.and_then(|hints| hints.for_nodes.as_ref()).into_iter().flatten();
         endpoints.push(SliceEndpoint {
             addresses,
             ready,
             serving: conditions.serving.unwrap_or(ready),
             terminating: conditions.terminating.unwrap_or_default(),
             node: endpoint.node_name.as_deref().map(Into::into),
+            zones: zones.map(|zone| zone.name.as_str().into()).collect(),
+            nodes: nodes.map(|node| node.name.as_str().into()).collect(),
         });
     }
     let labels = slice.metadata.labels.unwrap_or_default();

@@ -2,19 +2,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1;
-use serde_json::Value;
 
+use super::enrolment::{self, Holder};
+use super::schema;
 use crate::dialect::path::Path;
 use crate::dialect::reading::{Reading, Unknown};
 use crate::dialect::selector::{self, labels};
 use crate::mesh::{
-    Labels, NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod, Resource, ServiceAccount,
+    NAMESPACE_NAME_LABEL, NamedPort, Namespace, Node, Pod, Resource, ServiceAccount,
 };
 
-/// Label of a pod or namespace: `enabled` or `disabled`.
-const MESH_LABEL: &str = "weft.dev/mesh";
-/// Istio's label for the same: `ambient` or `none`.
-const ISTIO_LABEL: &str = "istio.io/dataplane-mode";
+/// Annotation that the kubelet gives the object of a static pod: the uid by which it runs it.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Annotation of a pod: `"false"` turns acceleration off.
 const ACCELERATE_ANNOTATION: &str = "weft.dev/accelerate";
 
@@ -22,15 +21,15 @@ pub(in crate::dialect) fn namespace(reading: &mut Reading<'_>) -> Option<Resourc
     let namespace: v1::Namespace = reading.decode(Unknown::Ignored)?;
     let name = Arc::clone(&reading.object.name.name);
     let mut labels = labels(namespace.metadata.labels.as_ref());
-    enrolled(reading, &labels);
+    let annotations = namespace.metadata.annotations.unwrap_or_default();
+    let enrolled = enrolment::of(reading, Holder::Namespace, &labels, &annotations);
     // The API server sets this label on every namespace, whatever the manifest says.
     labels.insert(NAMESPACE_NAME_LABEL.into(), Arc::clone(&name));
-    Some(Resource::Namespace(Namespace { name, labels }))
+    Some(Resource::Namespace(Namespace { name, labels, enrolled }))
 }
 
 pub(in crate::dialect) fn node(reading: &mut Reading<'_>) -> Option<Resource> {
-    let value = with_text_quantities(reading.value);
-    let node: v1::Node = reading.decode_value(&value, Unknown::Ignored)?;
+    let node: schema::Node = reading.decode(Unknown::Unread(schema::READ))?;
 
     let mut addresses = Vec::new();
     let at = Path::ROOT.fields(&["status", "addresses"]);
@@ -70,8 +69,7 @@ pub(in crate::dialect) fn service_account(reading: &mut Reading<'_>) -> Option<R
 }
 
 pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
-    let value = with_text_quantities(reading.value);
-    let v1::Pod { metadata, spec, status } = reading.decode_value(&value, Unknown::Ignored)?;
+    let schema::Pod { metadata, spec, status } = reading.decode(Unknown::Unread(schema::READ))?;
     let spec_at = Path::ROOT.field("spec");
     let metadata_at = Path::ROOT.field("metadata");
     let Some(spec) = spec else {
@@ -99,16 +97,16 @@ pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
     let addresses = pod_addresses(reading, &status);
     let named_ports = named_ports(reading, &spec);
     let labels = labels(metadata.labels.as_ref());
-    let enrolled = enrolled(reading, &labels);
-    let accelerate = metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(ACCELERATE_ANNOTATION))
-        .is_none_or(|value| accelerate(reading, value));
+    let annotations = metadata.annotations.unwrap_or_default();
+    let enrolled = enrolment::of(reading, Holder::Pod, &labels, &annotations);
+    // A static pod's cgroup is not named after the object that stands for it.
+    let uid = annotations.get(MIRROR_ANNOTATION).cloned().or(metadata.uid).unwrap_or_default();
+    let accelerate =
+        annotations.get(ACCELERATE_ANNOTATION).is_none_or(|value| accelerate(reading, value));
 
     Some(Resource::Pod(Pod {
         name: reading.object.name.clone(),
-        uid: metadata.uid.unwrap_or_default().into(),
+        uid: uid.into(),
         labels,
         node: spec.node_name.unwrap_or_default().into(),
         service_account: account.into(),
@@ -121,7 +119,7 @@ pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
     }))
 }
 
-fn pod_addresses(reading: &mut Reading<'_>, status: &v1::PodStatus) -> Vec<IpAddr> {
+fn pod_addresses(reading: &mut Reading<'_>, status: &schema::PodStatus) -> Vec<IpAddr> {
     let at = Path::ROOT.field("status");
     let ips = status.pod_ips.as_deref().unwrap_or_default();
     if ips.is_empty() {
@@ -137,10 +135,10 @@ fn pod_addresses(reading: &mut Reading<'_>, status: &v1::PodStatus) -> Vec<IpAdd
 }
 
 /// Of containers, and of init containers that go on running beside them (sidecars).
-fn named_ports(reading: &mut Reading<'_>, spec: &v1::PodSpec) -> Vec<NamedPort> {
+fn named_ports(reading: &mut Reading<'_>, spec: &schema::PodSpec) -> Vec<NamedPort> {
     let mut named = Vec::new();
     let containers_at = Path::ROOT.fields(&["spec", "containers"]);
-    let containers = spec.containers.iter().enumerate();
+    let containers = spec.containers.iter().flatten().enumerate();
     let init_at = Path::ROOT.fields(&["spec", "initContainers"]);
     let sidecars = spec
         .init_containers
@@ -177,25 +175,6 @@ pub(super) fn not_a_port_name(name: &str) -> String {
     )
 }
 
-/// What the labels of a pod or namespace say about being in the mesh; reports values that say
-/// nothing. Weft's own label goes before Istio's.
-fn enrolled(reading: &mut Reading<'_>, labels: &Labels) -> Option<bool> {
-    let mut enrolled = None;
-    let known = [(ISTIO_LABEL, "ambient", "none"), (MESH_LABEL, "enabled", "disabled")];
-    for (label, yes, no) in known {
-        match labels.get(label).map(|value| &**value) {
-            None => {}
-            Some(value) if value == yes => enrolled = Some(true),
-            Some(value) if value == no => enrolled = Some(false),
-            Some(value) => reading.warning(
-                &Path::ROOT.fields(&["metadata", "labels", label]),
-                format_args!("\"{value}\" is neither {yes} nor {no}; the label is ignored"),
-            ),
-        }
-    }
-    enrolled
-}
-
 fn accelerate(reading: &mut Reading<'_>, value: &str) -> bool {
     match value {
         "true" => true,
@@ -207,38 +186,5 @@ fn accelerate(reading: &mut Reading<'_>, value: &str) -> bool {
             );
             true
         }
-    }
-}
-
-/// Quantities may be numbers in a manifest (`cpu: 1`); the generated types take only text.
-fn with_text_quantities(value: &Value) -> Value {
-    const MAPS: [&str; 6] =
-        ["limits", "requests", "overhead", "capacity", "allocatable", "allocatedResources"];
-    match value {
-        Value::Object(entries) => entries
-            .iter()
-            .map(|(key, value)| {
-                let value = match value {
-                    Value::Object(quantities) if MAPS.contains(&key.as_str()) => quantities
-                        .iter()
-                        .map(|(key, value)| (key.clone(), text_of_number(value)))
-                        .collect(),
-                    Value::Number(_) if matches!(key.as_str(), "sizeLimit" | "divisor") => {
-                        text_of_number(value)
-                    }
-                    value => with_text_quantities(value),
-                };
-                (key.clone(), value)
-            })
-            .collect(),
-        Value::Array(items) => items.iter().map(with_text_quantities).collect(),
-        value => value.clone(),
-    }
-}
-
-fn text_of_number(value: &Value) -> Value {
-    match value {
-        Value::Number(number) => Value::String(number.to_string()),
-        value => value.clone(),
     }
 }

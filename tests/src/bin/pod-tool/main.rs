@@ -6,6 +6,7 @@ mod connect;
 mod exchange;
 mod forge;
 mod hold;
+mod pause;
 mod peculiar;
 mod ping;
 mod probe;
@@ -72,6 +73,8 @@ enum Role {
         #[arg(long, default_value_t = 1)]
         count: u32,
     },
+    /// Holds a pod's namespaces until it is told to end.
+    Pause,
     /// Asks for an ICMP echo.
     Ping {
         /// Whom.
@@ -96,6 +99,7 @@ fn main() -> anyhow::Result<()> {
         Role::Forge { way, source, to, udp, count } => {
             forge::forge(way, source, to, udp.as_deref(), count)
         }
+        Role::Pause => pause::pause(),
         Role::Ping { to, milliseconds } => ping::ping(to, milliseconds),
     }
 }

@@ -109,3 +109,29 @@ unsafe fn complete(entry: &io_uring::squeue::Entry) -> io::Result<usize> {
     let result = ring.completion().next().map_or(-libc::EIO, |completion| completion.result());
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
 }
+
+/// Blocks signals, for [`await_signal`].
+pub fn block(signals: &[i32]) -> io::Result<libc::sigset_t> {
+    // SAFETY: a set is initialised by `sigemptyset` before its first use, and lives on the stack.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        match libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => Ok(set),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Waits for one of the signals that are blocked.
+pub fn await_signal(signals: &libc::sigset_t) -> io::Result<i32> {
+    let mut signal = 0;
+    // SAFETY: both pointers are to values that outlive the call.
+    match unsafe { libc::sigwait(signals, &raw mut signal) } {
+        0 => Ok(signal),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}

@@ -1,0 +1,156 @@
+//! Follows the objects that users write, and how many nodes have an agent.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+
+use futures::StreamExt;
+use futures::future::{join, join_all};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, api::DynamicObject};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use weft_model::dialect::read_object;
+use weft_model::mesh::{ObjectRef, ObjectVersion, Settings};
+
+use super::LeaderSettings;
+use super::board::Change;
+use super::kinds::{Kind, kinds};
+
+/// What a watch shows.
+#[derive(Debug)]
+pub(super) enum Observed {
+    Object(Box<Change>),
+    Gone(ObjectRef),
+    /// All objects of a kind that there are, each of which was observed before.
+    Listed(String, BTreeSet<ObjectRef>),
+    /// How many nodes should have an agent; none if that is not known.
+    Nodes(Option<usize>),
+}
+
+/// Follows for as long as it is polled, and `observed` is read.
+pub(super) async fn watch(
+    client: Client,
+    settings: &LeaderSettings,
+    observed: mpsc::Sender<Observed>,
+) {
+    let objects = kinds()
+        .iter()
+        .map(|kind| follow(client.clone(), kind, settings.mesh.clone(), observed.clone()));
+    let (namespace, name) = &settings.agents;
+    let nodes = nodes(Api::namespaced(client.clone(), namespace), name, observed.clone());
+    join(join_all(objects), nodes).await;
+}
+
+async fn follow(client: Client, kind: &Kind, settings: Settings, observed: mpsc::Sender<Observed>) {
+    let api: Api<DynamicObject> = Api::all_with(client, &kind.resource);
+    let mut stream = pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut listed = BTreeSet::new();
+    let mut is_absent = false;
+    while let Some(event) = stream.next().await {
+        let seen = match event {
+            Ok(Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(Event::InitApply(object)) => {
+                let Some(change) = change(kind, &settings, object) else { continue };
+                listed.insert(change.object.clone());
+                Observed::Object(Box::new(change))
+            }
+            Ok(Event::InitDone) => {
+                is_absent = false;
+                Observed::Listed(kind.resource.kind.clone(), std::mem::take(&mut listed))
+            }
+            Ok(Event::Apply(object)) => match change(kind, &settings, object) {
+                Some(change) => Observed::Object(Box::new(change)),
+                None => continue,
+            },
+            Ok(Event::Delete(object)) => match change(kind, &settings, object) {
+                Some(change) => Observed::Gone(change.object),
+                None => continue,
+            },
+            Err(error) if is_not_installed(&error) => {
+                if is_absent {
+                    continue;
+                }
+                // The definition is not installed, or was removed with all its objects.
+                is_absent = true;
+                Observed::Listed(kind.resource.kind.clone(), BTreeSet::new())
+            }
+            Err(error) => {
+                tracing::warn!(kind = kind.resource.kind, %error, "objects cannot be followed");
+                continue;
+            }
+        };
+        if observed.send(seen).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn is_not_installed(error: &watcher::Error) -> bool {
+    let source = match error {
+        watcher::Error::InitialListFailed(source) | watcher::Error::WatchStartFailed(source) => {
+            source
+        }
+        _ => return false,
+    };
+    matches!(source, kube::Error::Api(status) if status.code == 404)
+}
+
+/// An object, read as the agents read it.
+fn change(kind: &Kind, settings: &Settings, object: DynamicObject) -> Option<Change> {
+    let uid = object.metadata.uid.clone()?;
+    let generation = object.metadata.generation.unwrap_or_default();
+    let value = value(kind, object)?;
+    let document = read_object(settings, &value);
+    let status = kind.is_own.then(|| {
+        let status = value.get("status").cloned().unwrap_or_default();
+        serde_json::from_value(status).unwrap_or_default()
+    });
+    Some(Change {
+        object: document.object?,
+        api_version: kind.resource.api_version.as_str().into(),
+        version: ObjectVersion { uid: uid.into(), generation },
+        findings: document.findings,
+        status,
+    })
+}
+
+/// An object as a manifest.
+pub(super) fn value(kind: &Kind, object: DynamicObject) -> Option<Value> {
+    let mut value = serde_json::to_value(object).ok()?;
+    if let Value::Object(fields) = &mut value {
+        // What a list leaves out, for all its items have it.
+        fields.insert("apiVersion".to_owned(), kind.resource.api_version.as_str().into());
+        fields.insert("kind".to_owned(), kind.resource.kind.as_str().into());
+    }
+    Some(value)
+}
+
+/// Follows how many nodes the agents' DaemonSet is for.
+async fn nodes(api: Api<DaemonSet>, name: &str, observed: mpsc::Sender<Observed>) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let wanted = |set: &DaemonSet| {
+        let status = set.status.as_ref()?;
+        usize::try_from(status.desired_number_scheduled).ok()
+    };
+    let mut stream = pin!(watcher(api, config).default_backoff());
+    loop {
+        let expected = match stream.next().await {
+            Some(Ok(Event::Apply(set) | Event::InitApply(set))) => wanted(&set),
+            Some(Ok(Event::Delete(_))) => None,
+            Some(Ok(Event::Init | Event::InitDone)) => continue,
+            Some(Err(error)) => {
+                tracing::warn!(name, %error, "the agents' DaemonSet cannot be followed");
+                continue;
+            }
+            None => return,
+        };
+        if observed.send(Observed::Nodes(expected)).await.is_err() {
+            return;
+        }
+    }
+}

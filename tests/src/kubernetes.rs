@@ -1,0 +1,49 @@
+//! A real Kubernetes on one Linux machine: etcd, the control plane, and nodes with containerd,
+//! a kubelet and CNI plugins, each Kubernetes' own program.
+//!
+//! A node is what a node of [`crate::Cluster`] is (a network namespace and a branch of the
+//! cgroups, joined to the others by a bridge) with a mount, a cgroup and a host name namespace
+//! besides, so that its `/run`, `/var/lib`, `/var/log`, `/sys/fs/cgroup` and `/sys/fs/bpf` are its
+//! own, as on a machine of its own. Everything goes when the [`KubernetesCluster`] is dropped,
+//! also while a panic unwinds; [`crate::Cluster::remove`] removes what a crash left, and
+//! [`crate::Cluster::list`] lists both kinds.
+//!
+//! ```no_run
+//! use weft_tests::{KubernetesCluster, KubernetesOptions};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let cluster = KubernetesCluster::start(&KubernetesOptions::default())?;
+//! cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n")?;
+//! println!("{}", cluster.kubectl(["get", "nodes", "-o", "wide"])?);
+//! cluster.import_image("target/weft-image.tar".as_ref())?;
+//! cluster.helm(["install", "weft", "charts/weft", "--namespace", "weft-system"])?;
+//! println!("kubectl --kubeconfig {}", cluster.kubeconfig().display());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Images
+//! There is no registry: pods name an image that was imported, and `imagePullPolicy` must not be
+//! `Always`. Every node has [`WORKLOAD_IMAGE`]. [`KubernetesCluster::import_image`] adds others,
+//! such as [`weft_image`].
+//!
+//! # Where cgroup v2 has no controllers
+//! Beside the controllers of cgroup v1 a kubelet cannot set limits. Then it is told not to, and
+//! `runc-without-controllers`, which stands before runc, puts containers where a kubelet with the
+//! driver `cgroupfs` does, without limits. Where cgroup v2 has its controllers, neither is so.
+
+mod access;
+mod cluster;
+mod control_plane;
+mod dns;
+mod images;
+mod node;
+mod options;
+mod pki;
+mod tools;
+
+pub use cluster::KubernetesCluster;
+pub use images::{WORKLOAD_IMAGE, weft_image};
+pub use node::KubernetesNode;
+pub use options::{Cni, KubernetesOptions};
+pub use tools::{GO_MODULES, GoModule, kubernetes_program};
