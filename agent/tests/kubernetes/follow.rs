@@ -96,4 +96,3 @@ async fn objects_are_followed_as_they_come_and_go() {
     server.delete(&made).await;
     until(&mut view, "the end of the policy", |view| view.mesh.policies.is_empty()).await;
 }
-

@@ -55,15 +55,13 @@ impl Agent {
         let (sender, applied) = mpsc::channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                match serde_json::from_str::<Value>(&line) {
-                    Ok(value)
-                        if line.contains("\"applied\"")
-                            && sender.send((Instant::now(), value)).is_err() =>
-                    {
+                let value = serde_json::from_str::<Value>(&line).ok();
+                if let Some(value) = value.filter(|_| line.contains("\"applied\"")) {
+                    if sender.send((Instant::now(), value)).is_err() {
                         return;
                     }
-                    _ if line.contains("ERROR") => eprintln!("{line}"),
-                    _ => {}
+                } else if line.contains("ERROR") {
+                    eprintln!("{line}");
                 }
             }
         });
