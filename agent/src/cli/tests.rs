@@ -73,8 +73,11 @@ fn the_command_line_is_well_formed() {
     parse("weft analyze -o json").unwrap();
     parse("weft validate manifests").unwrap();
     parse("weft crds --compat").unwrap();
+    // In a pod of a cluster, where the API server is found by itself.
+    parse("weft agent --node n1").unwrap();
+    parse("weft agent --node n1 --kubeconfig k").unwrap();
     for wrong in [
-        "weft agent --node n1",
+        "weft agent --node n1 --kubeconfig k --manifests m",
         "weft agent --node n1 --manifests m --map-size CONNECTIONS",
         "weft agent --node n1 --manifests m --certificate-life 1y",
         "weft observe --verdict dropped",

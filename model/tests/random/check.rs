@@ -70,7 +70,8 @@ fn a_wrong_rule_is_found() {
 
 #[test]
 fn a_missing_class_is_found() {
-    assert_found("entries of classes left out", 0.8, |tables, _| {
+    // Many entries say what the entry for all without one says, too.
+    assert_found("entries of classes left out", 0.4, |tables, _| {
         let before = tables.policy.len();
         tables.policy.retain(|(_, peer), _| *peer < 2);
         tables.policy.len() != before
