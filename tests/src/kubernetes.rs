@@ -22,6 +22,8 @@
 //! # }
 //! ```
 //!
+//! [`ApiServer`] is etcd and an API server without nodes, for what needs objects only.
+//!
 //! # Images
 //! There is no registry: pods name an image that was imported, and `imagePullPolicy` must not be
 //! `Always`. Every node has [`WORKLOAD_IMAGE`]. [`KubernetesCluster::import_image`] adds others,
@@ -33,17 +35,23 @@
 //! driver `cgroupfs` does, without limits. Where cgroup v2 has its controllers, neither is so.
 
 mod access;
+mod api_server;
 mod cluster;
 mod control_plane;
 mod dns;
 mod images;
 mod node;
+#[cfg(feature = "client")]
+mod objects;
 mod options;
 mod pki;
 mod tools;
 
+pub use api_server::ApiServer;
 pub use cluster::KubernetesCluster;
 pub use images::{WORKLOAD_IMAGE, weft_image};
 pub use node::KubernetesNode;
+#[cfg(feature = "client")]
+pub use objects::Objects;
 pub use options::{Cni, KubernetesOptions};
 pub use tools::{GO_MODULES, GoModule, kubernetes_program};

@@ -49,7 +49,7 @@ pub use address::{NodeAddresses, PodAddresses};
 pub use builder::Builder;
 pub use cgroup::{CgroupDriver, Qos};
 pub use cluster::Cluster;
-pub use kubernetes::{Cni, KubernetesCluster, KubernetesNode, KubernetesOptions};
+pub use kubernetes::{ApiServer, Cni, KubernetesCluster, KubernetesNode, KubernetesOptions};
 pub use manifest::{NamespaceSpec, ServicePort, ServiceSpec};
 pub use mesh::{Mesh, MeshNode, MeshOptions, binary};
 pub use namespace::NetworkNamespace;
@@ -58,6 +58,8 @@ pub use pod::{Pod, PodSpec};
 pub use process::{Output, Process, Run};
 pub use state::ClusterSummary;
 pub use traces::Traces;
+#[cfg(feature = "client")]
+pub use wait::eventually_async;
 pub use wait::{eventually, eventually_within};
 
 /// Whether tests that need root must be skipped; says so once per call.

@@ -27,6 +27,7 @@ pub struct MeshOptions {
     proxy_arguments: Vec<OsString>,
     log: Option<String>,
     without_proxy: bool,
+    kubeconfig: Option<PathBuf>,
 }
 
 /// The mesh on a cluster: an agent and a proxy for each node. They are killed when this is
@@ -76,6 +77,13 @@ impl MeshOptions {
         self
     }
 
+    /// Agents take their manifests from the API server that this kubeconfig names, in place of the
+    /// cluster's directory.
+    pub fn kubeconfig(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kubeconfig = Some(path.into());
+        self
+    }
+
     /// Starts agents alone.
     pub fn without_proxy(mut self) -> Self {
         self.without_proxy = true;
@@ -90,7 +98,6 @@ impl MeshOptions {
 impl Cluster {
     /// Starts an agent and a proxy on every node, and waits until they are ready.
     pub fn start_mesh(&self, options: &MeshOptions) -> Result<Mesh> {
-        mount_bpffs()?;
         let nodes = self.nodes().map(|node| self.mesh_node(node, options));
         let mesh = Mesh { nodes: nodes.collect::<Result<_>>()? };
         for node in &mesh.nodes {
@@ -108,8 +115,9 @@ impl Cluster {
         Ok(mesh)
     }
 
-    /// The mesh's directories on a node, for a cluster that another process made.
+    /// The mesh's part on a node, of which nothing is started yet.
     pub fn mesh_node(&self, node: &Host, options: &MeshOptions) -> Result<MeshNode> {
+        mount_bpffs()?;
         let directory = self.directory().join("nodes").join(node.name());
         let directories = Directories {
             manifests: self.manifests(),
@@ -195,14 +203,18 @@ impl MeshNode {
     /// Starts the agent, in place of the one before. It is not ready yet.
     pub fn start_agent(&self) -> Result<()> {
         let Directories { manifests, run, pins, ca, pods_cgroup } = &self.directories;
+        let source = match &self.options.kubeconfig {
+            Some(kubeconfig) => ("--kubeconfig", kubeconfig),
+            None => ("--manifests", manifests),
+        };
         let run = self
             .agent_place
             .run(binary("weft")?)
             .env("WEFT_LOG", self.options.filter())
             .arg("agent")
             .args(["--node", &self.name])
-            .arg("--manifests")
-            .arg(manifests)
+            .arg(source.0)
+            .arg(source.1)
             .arg("--run-dir")
             .arg(run)
             .arg("--pin-dir")

@@ -29,3 +29,22 @@ pub fn eventually_within<T>(
         std::thread::sleep(INTERVAL);
     }
 }
+
+/// As [`eventually`], for a condition that is asynchronous or may fail.
+#[cfg(feature = "client")]
+pub async fn eventually_async<T>(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await? {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {PATIENCE:?} in vain: {what}");
+        }
+        // Whoever is asked is another process, as a rule.
+        tokio::time::sleep(INTERVAL * 20).await;
+    }
+}

@@ -8,12 +8,16 @@ use anyhow::{Result, bail, ensure};
 use comfy_table::{Table, presets};
 
 use crate::artifacts::{self, BpfToolchain};
+use crate::kubernetes;
 use crate::repository::find_command;
 use crate::setup::{self, Purpose};
 use crate::steps::{Output, Steps, log_of};
 
 /// Crates whose tests need root, namespaces and the release binaries.
 const END_TO_END: &str = "weft-tests";
+
+/// Tests that start etcd and an API server, which have to be built.
+const API_SERVER: [&str; 6] = ["--package", "weft-agent", "--test", "ca", "--test", "kubernetes"];
 
 /// Runs all checks, also after one that failed.
 ///
@@ -44,6 +48,11 @@ pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
         checks.skip("end-to-end tests", "left out as asked");
     } else if rustix::process::geteuid().is_root() {
         checks.test("end-to-end tests", tests(&["--package", END_TO_END]));
+        let title = "tests on an API server";
+        match kubernetes::build(checks.steps) {
+            Ok(()) => checks.test(title, tests(&API_SERVER)),
+            Err(error) => checks.note(title, Duration::ZERO, Err(error)),
+        }
     } else {
         checks.note(
             "end-to-end tests",

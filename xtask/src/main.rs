@@ -9,6 +9,7 @@ mod image;
 mod kubernetes;
 mod nginx;
 mod repository;
+mod scale;
 mod setup;
 mod steps;
 mod vm;
@@ -56,6 +57,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure a mesh against no mesh on this machine (root).
     Bench(bench::Arguments),
+    /// Measure what many objects in an API server cost the agents (root; builds Kubernetes).
+    Scale(scale::Arguments),
     /// Run the tests that face the kernel on other kernels, in QEMU (root to install it).
     VmTest {
         /// Only on these kernels, as `6.1`.
@@ -105,6 +108,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Bench(arguments) => {
             with_artifacts(&mut steps, true, &[Purpose::Run, Purpose::Measure])?;
             bench::run(&mut steps, &arguments)?;
+        }
+        Command::Scale(arguments) => {
+            with_artifacts(&mut steps, true, &[Purpose::Run])?;
+            return scale::run(&mut steps, &arguments);
         }
         Command::VmTest { kernels } => {
             with_artifacts(&mut steps, true, &[Purpose::Run, Purpose::Vm])?;

@@ -7,40 +7,43 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
-use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
-use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Api, Client, Config, ResourceExt};
+use kube::api::{DeleteParams, PostParams};
+use kube::config::{AuthInfo, Kubeconfig};
+use kube::{Api, Client, ResourceExt};
 use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_agent::ca::channel::CaAddress;
 use weft_agent::ca::client::CaClient;
+use weft_tests::eventually_async;
+use weft_tests::kubernetes::{ApiServer, Objects};
 
-/// How long something may take that is awaited.
-const PATIENCE: Duration = Duration::from_secs(40);
 /// The audience of agents' tokens.
 pub const AUDIENCE: &str = "weft-ca";
 
-/// The API server; nodes are objects only.
-pub struct Shared {
-    kubeconfig: PathBuf,
-}
+/// The API server, which the first test to need it starts; nodes are objects only.
+#[derive(Default)]
+pub struct Shared(Mutex<Option<Result<ApiServer, String>>>);
 
 /// A test.
 pub type Test = for<'a> fn(&'a Fixture) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 impl Shared {
-    /// By an administrator's kubeconfig.
-    pub fn new(kubeconfig: PathBuf) -> Self {
-        Self { kubeconfig }
+    /// An administrator's kubeconfig; that the server does not come up is found out once.
+    fn kubeconfig(&self) -> Result<PathBuf> {
+        let mut server = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = server
+            .get_or_insert_with(|| ApiServer::start().map_err(|error| format!("{error:?}")))
+            .as_ref();
+        let server = server.map_err(|error| anyhow!("the API server did not come up: {error}"))?;
+        Ok(server.kubeconfig().to_owned())
     }
 
     /// Makes a test of each function.
@@ -51,9 +54,11 @@ impl Shared {
         let trial = |(name, test): (&'static str, Test)| {
             let shared = self.clone();
             Trial::test(name, move || {
+                let kubeconfig =
+                    shared.kubeconfig().map_err(|error| Failed::from(format!("{error:?}")))?;
                 let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
                 let done = runtime.block_on(async {
-                    let fixture = Fixture::new(&shared.kubeconfig).await?;
+                    let fixture = Fixture::new(&kubeconfig).await?;
                     test(&fixture).await
                 });
                 done.map_err(|error| Failed::from(format!("{error:?}")))
@@ -67,6 +72,7 @@ impl Shared {
 pub struct Fixture {
     /// An administrator.
     pub client: Client,
+    objects: Objects,
     /// The authority's and the agents' namespace.
     pub system: String,
     /// The workloads' namespace.
@@ -78,10 +84,8 @@ pub struct Fixture {
 
 impl Fixture {
     async fn new(kubeconfig: &Path) -> Result<Self> {
+        let objects = Objects::new(kubeconfig).await?;
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-        let options = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(kubeconfig.clone(), &options).await?;
-        let client = Client::try_from(config)?;
         let directory = tempfile::tempdir()?;
         let unique: String = directory
             .path()
@@ -93,7 +97,8 @@ impl Fixture {
             .collect::<String>()
             .to_lowercase();
         let (system, shop) = (format!("weft-{unique}"), format!("shop-{unique}"));
-        let fixture = Self { client, system, shop, directory, kubeconfig };
+        let client = objects.client();
+        let fixture = Self { client, objects, system, shop, directory, kubeconfig };
         let (system, shop) = (&fixture.system, &fixture.shop);
         for namespace in [system, shop] {
             fixture
@@ -159,7 +164,10 @@ impl Fixture {
         for (role, namespace, rules) in
             [("ClusterRole", None, &cluster[..]), ("Role", Some(name), &own[..])]
         {
-            let metadata = json!({ "name": name, "namespace": namespace });
+            let mut metadata = json!({ "name": name });
+            if let Some(namespace) = namespace {
+                metadata["namespace"] = namespace.into();
+            }
             self.apply(&json!({
                 "apiVersion": api, "kind": role, "metadata": metadata, "rules": rules,
             }))
@@ -178,25 +186,7 @@ impl Fixture {
 
     /// Applies an object.
     pub async fn apply(&self, object: &Value) -> Result<()> {
-        let field = |name: &str| object[name].as_str().context("a string");
-        let (api_version, kind) = (field("apiVersion")?, field("kind")?);
-        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let metadata = &object["metadata"];
-        let name = metadata["name"].as_str().context("metadata.name")?;
-        let api: Api<DynamicObject> = match metadata["namespace"].as_str() {
-            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
-            None => Api::all_with(self.client.clone(), &resource),
-        };
-        let mut object = object.clone();
-        if metadata["namespace"].is_null() {
-            object["metadata"].as_object_mut().context("metadata")?.remove("namespace");
-        }
-        let params = PatchParams::apply("test").force();
-        api.patch(name, &params, &Patch::Apply(object))
-            .await
-            .with_context(|| format!("{kind} {name}"))?;
-        Ok(())
+        self.objects.apply(object).await.map(drop)
     }
 
     /// Makes a pod on a node.
@@ -282,7 +272,7 @@ impl Fixture {
             .stderr(fs::File::options().create(true).append(true).open(&log)?)
             .spawn()?;
         let mut authority = Authority { child, log, address: ([127, 0, 0, 1], 0).into() };
-        let ready = eventually("the authority to be ready", async || {
+        let ready = eventually_async("the authority to be ready", async || {
             let lines = authority.lines();
             let ready =
                 lines.iter().rev().find(|line| field(line, "message") == "issues certificates");
@@ -308,7 +298,8 @@ impl Fixture {
     /// An agent's client, with what the kubelet would have mounted.
     pub async fn agent(&self, authority: &Authority, life: Duration) -> Result<Agent> {
         let token = self.token(&self.system, "weft-agent", Some(AUDIENCE), Some("agent-a")).await?;
-        let roots = eventually("the trust bundle", async || self.roots(&self.system).await).await?;
+        let roots =
+            eventually_async("the trust bundle", async || self.roots(&self.system).await).await?;
         let path = |name: &str| self.directory.path().join(name);
         fs::write(path("token"), &token)?;
         fs::write(path("ca.crt"), roots)?;
@@ -371,21 +362,6 @@ impl Authority {
 impl Drop for Authority {
     fn drop(&mut self) {
         drop(self.kill());
-    }
-}
-
-/// Looks at a condition until it gives a value.
-pub async fn eventually<T>(
-    what: &str,
-    mut condition: impl AsyncFnMut() -> Result<Option<T>>,
-) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition().await? {
-            return Ok(value);
-        }
-        ensure!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -13,9 +13,10 @@ use weft_agent::ca::{Issued, Source, WorkloadCertificates, material, new_key, re
 use weft_agent::identity::SpiffeId;
 use weft_proto::istio::IstioCertificateRequest;
 use weft_proto::istio::istio_certificate_service_client::IstioCertificateServiceClient;
+use weft_tests::eventually_async;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::fixture::{AUDIENCE, Agent, Fixture, Shared, eventually, field, uid};
+use crate::fixture::{AUDIENCE, Agent, Fixture, Shared, field, uid};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -81,7 +82,7 @@ async fn by_node(fixture: &Fixture) -> Result<()> {
         fixture.pod(&fixture.shop, &name, "db", "node-a").await?;
         agent.client.issue(&db).await?;
         fixture.remove_pod(&fixture.shop, &name).await?;
-        eventually("the pod to be forgotten", async || {
+        eventually_async("the pod to be forgotten", async || {
             Ok(agent.client.issue(&db).await.is_err().then_some(()))
         })
         .await?;
@@ -131,7 +132,7 @@ async fn tokens(fixture: &Fixture) -> Result<()> {
 
     // A token does not outlive its pod.
     fixture.remove_pod(system, "agent-a").await?;
-    eventually("the token to end with its pod", async || Ok(refused(&agent, &web).await.ok()))
+    eventually_async("the token to end with its pod", async || Ok(refused(&agent, &web).await.ok()))
         .await
         .map(drop)
 }

@@ -8,8 +8,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use libtest_mimic::Trial;
 use serde_json::json;
+use weft_tests::eventually_async;
 
-use crate::fixture::{Fixture, Shared, eventually};
+use crate::fixture::{Fixture, Shared};
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     shared.trials([
@@ -22,14 +23,15 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 
 async fn everywhere(fixture: &Fixture) -> Result<()> {
     let _authority = fixture.authority("ca", &[]).await?;
-    let roots = eventually("the bundle", async || fixture.roots(&fixture.shop).await).await?;
+    let roots = eventually_async("the bundle", async || fixture.roots(&fixture.shop).await).await?;
     ensure!(roots.starts_with("-----BEGIN CERTIFICATE-----"), "{roots}");
 
     let late = format!("{}-late", fixture.shop);
     fixture
         .apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": late } }))
         .await?;
-    let found = eventually("the bundle of a new namespace", async || fixture.roots(&late).await);
+    let found =
+        eventually_async("the bundle of a new namespace", async || fixture.roots(&late).await);
     ensure!(found.await? == roots);
 
     fixture
@@ -40,7 +42,7 @@ async fn everywhere(fixture: &Fixture) -> Result<()> {
             "data": { "ca.crt": "edited" },
         }))
         .await?;
-    eventually("the edit to be made good", async || {
+    eventually_async("the edit to be made good", async || {
         Ok((fixture.roots(&fixture.shop).await?.as_deref() == Some(&roots)).then_some(()))
     })
     .await?;
@@ -65,7 +67,7 @@ async fn leaders(fixture: &Fixture) -> Result<()> {
     let (first, second) =
         tokio::join!(fixture.authority("one", &[]), fixture.authority("two", &[]));
     let mut replicas = [("one", first?), ("two", second?)];
-    let leader = eventually("a leader", async || holder().await).await?;
+    let leader = eventually_async("a leader", async || holder().await).await?;
     let mut made = 0;
     for (_, replica) in &replicas {
         made += usize::from(replica.text().contains("made a trust root"));
@@ -78,11 +80,12 @@ async fn leaders(fixture: &Fixture) -> Result<()> {
     let (_, dies) =
         replicas.iter_mut().find(|(name, _)| *name == leader).context("an unknown leader")?;
     dies.kill()?;
-    eventually("another leader", async || Ok(holder().await?.filter(|now| *now != leader))).await?;
+    eventually_async("another leader", async || Ok(holder().await?.filter(|now| *now != leader)))
+        .await?;
     let late = format!("{}-late", fixture.shop);
     fixture
         .apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": late } }))
         .await?;
-    eventually("what only a leader writes", async || fixture.roots(&late).await).await?;
+    eventually_async("what only a leader writes", async || fixture.roots(&late).await).await?;
     Ok(())
 }

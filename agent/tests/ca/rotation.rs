@@ -17,8 +17,9 @@ use rustls::server::WebPkiClientVerifier;
 use serde_json::json;
 use weft_agent::ca::{WorkloadCertificate, material};
 use weft_agent::identity::SpiffeId;
+use weft_tests::eventually_async;
 
-use crate::fixture::{Fixture, Shared, eventually};
+use crate::fixture::{Fixture, Shared};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -78,7 +79,7 @@ async fn rotation(fixture: &Fixture) -> Result<()> {
     let old = agent.client.issue(&web).await?;
     // Only what the leader has written down survives a restart.
     let secrets: Api<Secret> = Api::namespaced(fixture.client.clone(), &fixture.system);
-    eventually("the history", async || Ok(secrets.get_opt("weft-ca-roots").await?)).await?;
+    eventually_async("the history", async || Ok(secrets.get_opt("weft-ca-roots").await?)).await?;
 
     secrets.delete("weft-ca", &DeleteParams::default()).await?;
     // The agent hears of the new root by itself.
@@ -91,13 +92,13 @@ async fn rotation(fixture: &Fixture) -> Result<()> {
     .clone();
     let first_after = agent.client.issue(&web).await?;
     ensure!(trusted(&first_after, &old_roots)?, "it issued before peers knew of the root");
-    let new = eventually("the new root to issue", async || {
+    let new = eventually_async("the new root to issue", async || {
         let new = agent.client.issue(&web).await?;
         Ok((!trusted(&new, &old_roots)?).then_some(new))
     })
     .await?;
     ensure!(trusted(&old, &both)? && trusted(&new, &both)?);
-    eventually("the ConfigMap", async || {
+    eventually_async("the ConfigMap", async || {
         Ok((fixture.roots(&fixture.shop).await?.as_deref() == Some(&*both)).then_some(()))
     })
     .await?;
@@ -114,7 +115,7 @@ async fn rotation(fixture: &Fixture) -> Result<()> {
     restarted.client.issue(&web).await?;
 
     // And forgotten after its grace.
-    let fewer = eventually("the old root to be forgotten", async || {
+    let fewer = eventually_async("the old root to be forgotten", async || {
         let roots = fixture.roots(&fixture.shop).await?;
         Ok(roots.filter(|roots| roots.matches("BEGIN").count() == 1))
     });
@@ -143,7 +144,7 @@ async fn brought(fixture: &Fixture) -> Result<()> {
     // Another intermediate below the same root issues at once.
     let (second, second_key) = intermediate("second")?;
     put_root(fixture, &second, &second_key, &root.pem()).await?;
-    let below_second = eventually("the second to issue", async || {
+    let below_second = eventually_async("the second to issue", async || {
         let issued = agent.client.issue(&web).await?;
         Ok((issued.chain[1] != below_first.chain[1]).then_some(issued))
     });
@@ -151,7 +152,7 @@ async fn brought(fixture: &Fixture) -> Result<()> {
 
     // What is not usable is told, and changes nothing.
     put_root(fixture, &first, &second_key, &root.pem()).await?;
-    eventually("the complaint", async || {
+    eventually_async("the complaint", async || {
         Ok(replica.text().contains("is not that of the key in tls.key").then_some(()))
     })
     .await?;

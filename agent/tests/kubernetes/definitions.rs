@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
-use kube::core::ApiResource;
 use kube::runtime::wait::{await_condition, conditions::is_crd_established};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use weft_agent::crd;
+use weft_tests::kubernetes::Objects;
 
 use crate::server::Server;
 
@@ -35,40 +35,17 @@ pub async fn install(client: &Client, definitions: Vec<CustomResourceDefinition>
     }
 }
 
-/// Offers an object that is not kept. What the API server makes of it, or what it says.
-async fn offer(client: &Client, object: &Value) -> Result<DynamicObject, String> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let kind = text(&object["kind"]);
-    let definitions = || crd::own().into_iter().chain(crd::compat());
-    let spec = definitions().find(|definition| definition.spec.names.kind == kind).unwrap().spec;
-    let api_version = text(&object["apiVersion"]);
-    let (_, version) = api_version.split_once('/').unwrap();
-    let is_of_cluster = spec.scope == "Cluster";
-    let resource = ApiResource {
-        group: spec.group,
-        version: version.to_owned(),
-        api_version: api_version.clone(),
-        kind,
-        plural: spec.names.plural,
-    };
-    let api: Api<DynamicObject> = match is_of_cluster {
-        true => Api::all_with(client.clone(), &resource),
-        false => Api::namespaced_with(client.clone(), "default", &resource),
-    };
-    let mut object: DynamicObject = serde_json::from_value(object.clone()).unwrap();
-    object.metadata.namespace = (!is_of_cluster).then(|| "default".to_owned());
+/// Offers an object that is not kept, in the namespace `default` if its kind has namespaces. What
+/// the API server makes of it, or what it says.
+async fn offer(objects: &Objects, object: &Value) -> Result<DynamicObject, String> {
+    let mut offered: DynamicObject = serde_json::from_value(object.clone()).unwrap();
+    offered.metadata.namespace = None;
+    let api = objects.of_kind(&json!(offered)).await.unwrap();
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    // A definition that is established may take a moment until it is served.
-    let began = std::time::Instant::now();
-    loop {
-        match api.create(&params, &object).await {
-            Err(kube::Error::Api(status)) if status.code == 404 && began.elapsed() < DEADLINE => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(kube::Error::Api(status)) => return Err(status.message.clone()),
-            Err(error) => panic!("{error}"),
-            Ok(object) => return Ok(object),
-        }
+    match api.create(&params, &offered).await {
+        Err(kube::Error::Api(status)) => Err(status.message.clone()),
+        Err(error) => panic!("{error}"),
+        Ok(object) => Ok(object),
     }
 }
 
@@ -87,10 +64,9 @@ fn settings(name: &str, spec: Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Kubernetes' own programs"]
 async fn definitions_are_served_and_their_rules_hold() {
     let server = Server::start().await;
-    install(&server.client, crd::own()).await;
+    install(&server.objects.client(), crd::own()).await;
     let good = [
         policy(json!({
             "endpointSelector": {"matchLabels": {"app": "db"}},
@@ -123,7 +99,7 @@ async fn definitions_are_served_and_their_rules_hold() {
         settings("default", json!({})),
     ];
     for object in good {
-        let taken = offer(&server.client, &object).await;
+        let taken = offer(&server.objects, &object).await;
         let taken = taken.unwrap_or_else(|error| panic!("{error}: {object:#}"));
         assert_eq!(taken.data["spec"], object["spec"], "something was dropped");
     }
@@ -150,17 +126,16 @@ async fn definitions_are_served_and_their_rules_hold() {
         ),
     ];
     for (object, said) in bad {
-        let refused = offer(&server.client, &object).await;
+        let refused = offer(&server.objects, &object).await;
         let refused = refused.expect_err(&format!("{object:#} was taken"));
         assert!(refused.contains(said), "{refused}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Kubernetes' own programs"]
 async fn manifests_of_users_are_taken_as_they_are() {
     let server = Server::start().await;
-    install(&server.client, crd::compat()).await;
+    install(&server.objects.client(), crd::compat()).await;
     let whole = json!({
         "apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy",
         "metadata": {"name": "p"},
@@ -174,7 +149,7 @@ async fn manifests_of_users_are_taken_as_they_are() {
             "labels": [{"key": "a"}],
         }],
     });
-    let taken = offer(&server.client, &whole).await.unwrap();
+    let taken = offer(&server.objects, &whole).await.unwrap();
     assert_eq!(taken.data["specs"], whole["specs"], "something was dropped");
 
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
@@ -203,7 +178,7 @@ async fn manifests_of_users_are_taken_as_they_are() {
             if !is_ours {
                 continue;
             }
-            let taken = offer(&server.client, &object).await;
+            let taken = offer(&server.objects, &object).await;
             let taken = taken.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             assert_eq!(taken.data.get("spec"), object.get("spec"), "{}", path.display());
             offered += 1;

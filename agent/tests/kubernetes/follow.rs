@@ -13,7 +13,7 @@ use crate::server::Server;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn follow(server: &Server) -> watch::Receiver<View> {
-    let cluster = Cluster::new(Some(server.kubeconfig()), Settings::default()).await.unwrap();
+    let cluster = Cluster::new(Some(server.api.kubeconfig()), Settings::default()).await.unwrap();
     cluster.watch()
 }
 
@@ -35,7 +35,7 @@ fn policy(name: &str) -> Value {
     })
 }
 
-/// A definition that takes everything, of Istio's AuthorizationPolicy.
+/// A definition of Istio's AuthorizationPolicy, in its older version, that takes any spec.
 fn definition() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -57,7 +57,6 @@ fn definition() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Kubernetes' own programs"]
 async fn objects_are_followed_as_they_come_and_go() {
     let server = Server::start().await;
     let mut view = follow(&server).await;
@@ -65,34 +64,51 @@ async fn objects_are_followed_as_they_come_and_go() {
     assert!(first.mesh.namespaces.contains_key("default"), "{:?}", first.mesh.namespaces);
     assert!(first.problems.is_empty(), "{:?}", first.problems);
 
-    let made = policy("isolate");
-    server.create(&made).await;
+    let mut made = policy("isolate");
+    server.objects.apply(&made).await.unwrap();
     until(&mut view, "the policy", |view| view.mesh.policies.len() == 1).await;
-    let mut bad = policy("isolate");
-    bad["spec"]["ingress"] = json!([{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]);
-    server.change(&bad).await;
+    made["spec"]["ingress"] = json!([{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]);
+    server.objects.apply(&made).await.unwrap();
     let has_rules =
         |view: &View| view.mesh.policies.values().flatten().any(|policy| !policy.rules.is_empty());
     until(&mut view, "its rule", has_rules).await;
 
     // A kind that is defined later, and no longer.
-    server.create(&definition()).await;
+    server.objects.apply(&definition()).await.unwrap();
     let authorization = json!({
         "apiVersion": "security.istio.io/v1beta1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "deny", "namespace": "default"}, "spec": {},
     });
-    until(&mut view, "the definition", |view| view.complete).await;
-    let mut tries = 0;
-    while server.client.list_api_group_resources("security.istio.io/v1beta1").await.is_err() {
-        tries += 1;
-        assert!(tries < 600, "the definition is never served");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    server.create(&authorization).await;
+    server.objects.apply(&authorization).await.unwrap();
     until(&mut view, "the other kind", |view| view.mesh.authorization.len() == 1).await;
-    server.delete(&definition()).await;
+    server.objects.delete(&definition()).await.unwrap();
     until(&mut view, "its end", |view| view.mesh.authorization.is_empty()).await;
 
-    server.delete(&made).await;
+    server.objects.delete(&made).await.unwrap();
     until(&mut view, "the end of the policy", |view| view.mesh.policies.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_stays_while_the_server_is_away() {
+    let server = Server::start().await;
+    let (kept, gone, late) = (policy("kept"), policy("gone"), policy("late"));
+    server.objects.apply(&kept).await.unwrap();
+    server.objects.apply(&gone).await.unwrap();
+    let mut view = follow(&server).await;
+    let before = until(&mut view, "every kind listed", |view| view.complete).await;
+    assert_eq!(before.mesh.policies.len(), 2);
+
+    server.api.kill();
+    let away = until(&mut view, "that it is away", |view| !view.problems.is_empty()).await;
+    assert!(away.complete && away.mesh == before.mesh, "{:?}", away.problems);
+    let restarted = tokio::task::spawn_blocking(move || server.api.start_again().map(|()| server));
+    let server = restarted.await.unwrap().unwrap();
+    let back = until(&mut view, "that it is back", |view| view.problems.is_empty()).await;
+    assert_eq!(back.mesh, before.mesh);
+    server.objects.delete(&gone).await.unwrap();
+    server.objects.apply(&late).await.unwrap();
+    let names = |view: &View| -> Vec<String> {
+        view.mesh.policies.keys().map(|object| object.name.name.to_string()).collect()
+    };
+    until(&mut view, "what changed since", |view| names(view) == ["kept", "late"]).await;
 }

@@ -1,12 +1,7 @@
-//! The agent's source of manifests, the definitions of kinds, and the status of objects on a real
-//! API server.
-//!
-//! The tests are ignored where Kubernetes has not been built: `cargo xtask test` builds it and runs
-//! them. `WEFT_TEST_KUBECONFIG` names an API server of one's own to use instead.
+//! The agent's source of manifests, the definitions of kinds, and the status of objects, each test
+//! on a real API server of its own. They need `cargo xtask kubernetes`, and root.
 
 mod definitions;
 mod follow;
-mod load;
-mod scale;
 mod server;
 mod status;

@@ -1,7 +1,6 @@
 //! What users are told about their objects, in a real API server.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -9,7 +8,6 @@ use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Server as GrpcServer};
@@ -19,11 +17,10 @@ use weft_agent::conditions::{ControlService, LeaderSettings, Nodes, Shared};
 use weft_agent::crd::{self, MeshPolicy, MeshPolicySpec};
 use weft_model::mesh::{Name, ObjectRef, ObjectVersion, Settings};
 use weft_proto::v1::control_server::ControlServer;
+use weft_tests::eventually_async;
 
 use crate::definitions::install;
 use crate::server::Server;
-
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Takes a caller's word for its node.
 #[derive(Clone)]
@@ -67,40 +64,40 @@ async fn serve(shared: Shared) -> SocketAddr {
     address
 }
 
+/// Waits until a condition of a policy contains some words.
 async fn condition(policies: &Api<MeshPolicy>, name: &str, type_: &str, said: &str) -> MeshPolicy {
-    let began = Instant::now();
-    let mut last = None;
-    while began.elapsed() < DEADLINE {
-        let policy = policies.get(name).await.unwrap();
+    let what = format!("{name} to be {type_}: {said}");
+    let found = eventually_async(&what, async || {
+        let policy = policies.get(name).await?;
         let conditions = policy.status.clone().unwrap_or_default().conditions;
         let found = conditions.iter().find(|condition| condition.type_ == type_);
-        if found.is_some_and(|found| {
+        let says = found.is_some_and(|found| {
             format!("{} {} {}", found.status, found.reason, found.message).contains(said)
-        }) {
-            return policy;
+        });
+        Ok(says.then_some(policy))
+    });
+    match found.await {
+        Ok(policy) => policy,
+        Err(error) => {
+            panic!("{error}: {:#?}", policies.get(name).await.map(|policy| policy.status))
         }
-        last = Some(conditions);
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("{name} is never {said}: {last:#?}");
 }
 
-async fn event(client: &Client, about: &str, said: &str) -> Event {
+/// Waits for an Event about an object that contains some words.
+async fn event(client: &Client, about: &str, said: &str, holds: impl Fn(&Event) -> bool) -> Event {
     let events: Api<Event> = Api::namespaced(client.clone(), "default");
-    let began = Instant::now();
-    while began.elapsed() < DEADLINE {
-        let found = events.list(&ListParams::default()).await.unwrap().items.into_iter();
-        let is_it = |event: &Event| {
-            let regarding = event.regarding.as_ref().and_then(|object| object.name.as_deref());
-            regarding == Some(about)
-                && event.note.as_deref().is_some_and(|note| note.contains(said))
-        };
-        if let Some(event) = found.into_iter().find(is_it) {
-            return event;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("no Event about {about} says {said}");
+    let is_it = |event: &Event| {
+        let regarding = event.regarding.as_ref().and_then(|object| object.name.as_deref());
+        regarding == Some(about)
+            && event.note.as_deref().is_some_and(|note| note.contains(said))
+            && holds(event)
+    };
+    eventually_async(&format!("an Event about {about} that says {said}"), async || {
+        Ok(events.list(&ListParams::default()).await?.items.into_iter().find(is_it))
+    })
+    .await
+    .unwrap()
 }
 
 fn version(policy: &MeshPolicy) -> Versions {
@@ -114,10 +111,9 @@ fn version(policy: &MeshPolicy) -> Versions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Kubernetes' own programs"]
 async fn objects_say_what_became_of_them() {
     let server = Server::start().await;
-    let client = server.client.clone();
+    let client = server.objects.client();
     install(&client, crd::own()).await;
     install(&client, crd::compat()).await;
     let policies: Api<MeshPolicy> = Api::namespaced(client.clone(), "default");
@@ -186,25 +182,17 @@ async fn objects_say_what_became_of_them() {
         "metadata": {"name": "http", "namespace": "default"},
         "spec": {"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]},
     });
-    server.create(&authorization).await;
-    let warned = event(&client, "http", "spec.rules[0].to[0].operation.methods").await;
+    server.objects.apply(&authorization).await.unwrap();
+    let warned = event(&client, "http", "spec.rules[0].to[0].operation.methods", |_| true).await;
     assert_eq!(warned.reason.as_deref(), Some("NotEnforced"));
-    let rejected = event(&client, "bad", "spec.ingress[0].fromCIDR[0]").await;
+    let rejected = event(&client, "bad", "spec.ingress[0].fromCIDR[0]", |_| true).await;
     assert_eq!(rejected.reason.as_deref(), Some("Rejected"));
 
     // The next leader says it again in the same Event.
     leading.abort();
     let next = Shared::default();
     tokio::spawn(next.lead(client.clone(), settings));
-    let began = Instant::now();
-    loop {
-        let again = event(&client, "bad", "spec.ingress[0].fromCIDR[0]").await;
-        assert_eq!(again.name_any(), rejected.name_any());
-        if again.series.is_some_and(|series| series.count >= 2) {
-            break;
-        }
-        assert!(began.elapsed() < DEADLINE, "no series");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    server.delete(&authorization).await;
+    let repeated = |event: &Event| event.series.as_ref().is_some_and(|series| series.count >= 2);
+    let again = event(&client, "bad", "spec.ingress[0].fromCIDR[0]", repeated).await;
+    assert_eq!(again.name_any(), rejected.name_any());
 }

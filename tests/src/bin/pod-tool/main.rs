@@ -3,6 +3,7 @@
 
 mod bytes;
 mod connect;
+mod dial;
 mod exchange;
 mod forge;
 mod hold;
@@ -25,6 +26,10 @@ enum Role {
     Serve(serve::Options),
     /// Connects, and reports the peer or the error.
     Connect(connect::Options),
+    /// Tries to connect again and again, and reports whenever the outcome changes.
+    Watch(dial::WatchOptions),
+    /// Connects many times, and reports how long `connect()` takes.
+    Dial(dial::DialOptions),
     /// Sends a datagram, and reports the answer.
     Datagram(connect::DatagramOptions),
     /// Sends numbered words, for `serve --mode words` to check.
@@ -89,6 +94,8 @@ fn main() -> anyhow::Result<()> {
     match Role::parse() {
         Role::Serve(options) => serve::serve(&options),
         Role::Connect(options) => connect::connect(&options),
+        Role::Watch(options) => dial::watch(&options),
+        Role::Dial(options) => dial::dial(&options),
         Role::Datagram(options) => connect::datagram(&options),
         Role::Words { to, kib } => bytes::send_words(to, kib << 10),
         Role::Fill { to, mib } => bytes::fill(to, mib << 20),

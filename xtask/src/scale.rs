@@ -1,0 +1,33 @@
+//! Measures agents on a real API server with many objects.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::kubernetes;
+use crate::steps::Steps;
+
+/// `cargo xtask scale`
+#[derive(Args)]
+pub struct Arguments {
+    /// `policies` or `services`, and how much of everything; `--help` after either says more.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    what: Vec<OsString>,
+}
+
+/// Builds Kubernetes, and runs the measurement.
+///
+/// # Errors
+/// Something cannot be built.
+pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<ExitCode> {
+    kubernetes::build(steps)?;
+    let mut build = Command::new("cargo");
+    let example = ["--package", "weft-tests", "--features", "client", "--example", "scale"];
+    steps.run("build the measurement", build.arg("build").args(example))?;
+    let mut measure = Command::new("cargo");
+    measure.args(["run", "--quiet"]).args(example).arg("--").args(&arguments.what);
+    let status = measure.status().context("cannot run cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
