@@ -23,6 +23,12 @@ impl Block {
     pub(super) fn address(&self) -> Address {
         IpAddr::V6(Ipv6Addr::from_bits(self.network)).into()
     }
+
+    /// The address, if it is of one alone.
+    pub(super) fn single(&self) -> Option<IpAddr> {
+        let address = IpAddr::V6(Ipv6Addr::from_bits(self.network));
+        (self.length == 128).then_some(address.to_canonical())
+    }
 }
 
 impl From<&IpNet> for Block {

@@ -7,6 +7,7 @@ use weft_common::{
     POD_ACCELERATE, POD_ENROLLED, POD_HOST_NETWORK, Pod as PodEntry, PodId, PortKey,
 };
 
+use super::blocks::Block;
 use super::classes::Classes;
 use super::decide::plain;
 use super::facts::Facts;
@@ -205,7 +206,10 @@ impl Compiler {
         let epoch = *epoch;
         let mut reader = Reader::of(mesh, node, vocabulary);
         let mut class = |facts: Facts, ids: &mut Ids| classes.class(facts, ids, epoch);
-        for block in reader.boundaries().collect::<Vec<_>>() {
+        // A pod's or node's own entry takes the place of one of the world for its address alone,
+        // and a class that no address is of would have entries for nothing.
+        let of_world = |block: &Block| block.single().is_none_or(|address| !owners.own(&address));
+        for block in reader.boundaries().filter(of_world).collect::<Vec<_>>() {
             let entry = AddressEntry {
                 class: class(reader.boundary(&block), ids),
                 ..AddressEntry::default()
@@ -213,7 +217,7 @@ impl Compiler {
             tables.addresses.insert((block.length, block.address()), entry);
         }
         let mut exact = BTreeMap::new();
-        for address in reader.endpoints() {
+        for address in reader.endpoints().filter(|address| !owners.own(address)) {
             let entry =
                 AddressEntry { class: class(reader.world(address), ids), ..Default::default() };
             exact.insert((128, Address::from(address)), entry);

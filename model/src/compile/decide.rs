@@ -100,9 +100,6 @@ impl<'a> Situation<'a> {
         let rules = self.rules(matched);
         let authorizing = self.authorizing(matched);
         let own_node = matched.base.is_some_and(|base| base.own_node);
-        if own_node && self.key.direction == Direction::Ingress {
-            return PortTable::Uniform(Decision::because(Reason::OwnNode));
-        }
         PortTable::tabulate(
             |carrier| self.starts(carrier, &rules, &authorizing),
             |carrier, port| {

@@ -41,6 +41,11 @@ impl<'a> Owners<'a> {
         }
         Self { nodes, pods }
     }
+
+    /// Whether it is a pod's or a node's.
+    pub(super) fn own(&self, address: &IpAddr) -> bool {
+        self.nodes.contains_key(address) || self.pods.contains_key(address)
+    }
 }
 
 /// Says what is read of every peer.

@@ -130,7 +130,8 @@ impl Subject {
             let entries: Vec<Option<PolicyEntry>> = {
                 let mut used = vec![false; signatures.nodes.len()];
                 for slot in &slots.list {
-                    if let Some(used) = by_slot.get(*slot).and_then(|at| used.get_mut(*at)) {
+                    let at = by_slot.get(*slot).copied().flatten();
+                    if let Some(used) = at.and_then(|at| used.get_mut(at)) {
                         *used = true;
                     }
                 }
@@ -145,7 +146,7 @@ impl Subject {
                     })
                     .collect()
             };
-            let entry_of = |slot: usize| entries.get(*by_slot.get(slot)?).copied().flatten();
+            let entry_of = |slot: usize| entries.get((*by_slot.get(slot)?)?).copied().flatten();
             if self.any.is_none() {
                 any[usize::from(*proven)] =
                     most_common(slots.list.iter().filter_map(|s| entry_of(*s)));
@@ -162,29 +163,38 @@ impl Subject {
         self.any = Some(any);
     }
 
+    /// The signatures of the classes that the subject judges, and by slot which it is.
     fn signatures(
         &self,
         library: &Library,
         classes: &Classes,
         slots: &Slots,
         proven: bool,
-    ) -> (Signatures, Vec<usize>) {
+    ) -> (Signatures, Vec<Option<usize>>) {
         let mut signatures = Signatures::default();
-        let mut by_slot = vec![usize::MAX; classes.slots()];
+        let mut by_slot = vec![None; classes.slots()];
         for slot in &slots.list {
-            if let (Some(class), Some(at)) = (classes.at(*slot), by_slot.get_mut(*slot)) {
-                *at = signatures.root(self.base(&class.facts));
+            if let (Some(class), Some(at)) = (classes.at(*slot), by_slot.get_mut(*slot))
+                && self.judges(&class.facts)
+            {
+                *at = Some(signatures.root(self.base(&class.facts)));
             }
         }
         for (index, marker) in markers(&self.key, library).iter().enumerate() {
             let Some(bits) = self.bits(library, *marker, proven) else { continue };
             for slot in bits.and(&slots.bits) {
-                if let Some(at) = by_slot.get_mut(slot) {
+                if let Some(Some(at)) = by_slot.get_mut(slot) {
                     *at = signatures.edge(*at, index);
                 }
             }
         }
         (signatures, by_slot)
+    }
+
+    /// Processes of the pods' own node may always reach them: `weft_common::judge_source` says
+    /// so before it looks for an entry.
+    fn judges(&self, facts: &Facts) -> bool {
+        self.key.direction == Direction::Egress || facts.kind != Kind::OwnNode
     }
 
     fn base(&self, facts: &Facts) -> Base {
