@@ -26,7 +26,11 @@ pub const GROUP: &str = "weft.dev";
 
 /// The definitions of Weft's own kinds.
 pub fn own() -> Vec<CustomResourceDefinition> {
-    vec![ClusterMeshPolicy::crd(), MeshPolicy::crd(), MeshSettings::crd()]
+    let mut definitions = vec![ClusterMeshPolicy::crd(), MeshPolicy::crd(), MeshSettings::crd()];
+    for version in definitions.iter_mut().flat_map(|definition| &mut definition.spec.versions) {
+        version.additional_printer_columns.get_or_insert_default().extend(status::columns());
+    }
+    definitions
 }
 
 /// A definition as YAML, as it stands in the chart.

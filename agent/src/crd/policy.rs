@@ -1,5 +1,3 @@
-#![allow(clippy::duplicated_attributes, reason = "columns have fields of the same names")]
-
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -23,24 +21,7 @@ use super::status::ObjectStatus;
     namespaced,
     doc = "What may reach pods of a namespace, and what they may reach.",
     derive = "PartialEq",
-    status = "ObjectStatus",
-    printcolumn(
-        name = "Accepted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
-    ),
-    printcolumn(
-        name = "Enforced",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].status"
-    ),
-    printcolumn(
-        name = "Nodes",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].message"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    status = "ObjectStatus"
 )]
 pub struct MeshPolicySpec {
     /// What it says.
@@ -59,24 +40,7 @@ pub struct MeshPolicySpec {
     category = "weft",
     doc = "What may reach pods, and what they may reach, in every namespace.",
     derive = "PartialEq",
-    status = "ObjectStatus",
-    printcolumn(
-        name = "Accepted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
-    ),
-    printcolumn(
-        name = "Enforced",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].status"
-    ),
-    printcolumn(
-        name = "Nodes",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].message"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    status = "ObjectStatus"
 )]
 pub struct ClusterMeshPolicySpec {
     /// What it says.

@@ -20,24 +20,7 @@ use super::status::ObjectStatus;
     validation = Rule::new("self.metadata.name == 'default'")
         .message("there is one mesh; its settings are called \"default\""),
     printcolumn(name = "mTLS", type_ = "string", json_path = ".spec.mtls.mode"),
-    printcolumn(name = "Same-Node", type_ = "string", json_path = ".spec.sameNode"),
-    printcolumn(
-        name = "Accepted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
-    ),
-    printcolumn(
-        name = "Enforced",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].status"
-    ),
-    printcolumn(
-        name = "Nodes",
-        type_ = "string",
-        priority = 1,
-        json_path = ".status.conditions[?(@.type==\"Enforced\")].message"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Same-Node", type_ = "string", json_path = ".spec.sameNode")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MeshSettingsSpec {

@@ -1,3 +1,4 @@
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceColumnDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,4 +21,24 @@ pub struct ObjectStatus {
     #[serde(default)]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// What `kubectl get` shows of an object with an [`ObjectStatus`].
+pub(super) fn columns() -> impl Iterator<Item = CustomResourceColumnDefinition> {
+    let condition = |of: &str, field| format!(".status.conditions[?(@.type==\"{of}\")].{field}");
+    [
+        (ACCEPTED, "string", None, condition(ACCEPTED, "status")),
+        (ENFORCED, "string", None, condition(ENFORCED, "status")),
+        // With `-o wide`.
+        ("Nodes", "string", Some(1), condition(ENFORCED, "message")),
+        ("Age", "date", None, ".metadata.creationTimestamp".to_owned()),
+    ]
+    .into_iter()
+    .map(|(name, type_, priority, json_path)| CustomResourceColumnDefinition {
+        name: name.to_owned(),
+        type_: type_.to_owned(),
+        priority,
+        json_path,
+        ..CustomResourceColumnDefinition::default()
+    })
 }
