@@ -4,18 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Finding;
-use crate::kernel::cgroups;
-
-/// What a container needs beside root's identity, and what is lost without it. The numbers are
-/// those of `capability.h`.
-const CAPABILITIES: [(u32, &str, Option<&str>); 6] = [
-    (39, "BPF", None),
-    (38, "PERFMON", None),
-    (12, "NET_ADMIN", None),
-    (21, "SYS_ADMIN", Some("pods' network namespaces cannot be entered")),
-    (19, "SYS_PTRACE", Some("pods' network namespaces cannot be opened")),
-    (0, "CHOWN", Some("the proxy's socket cannot be given to its user")),
-];
+use crate::kernel::{CAPABILITIES, Capability, cgroups, lacking_capabilities};
 
 pub(super) fn check(pods_cgroup: Option<&Path>) -> Vec<Finding> {
     let mut findings = vec![kernel_version(), btf(), capabilities(), bpf_file_system(in_a_pod())];
@@ -112,30 +101,31 @@ fn btf() -> Finding {
 }
 
 fn capabilities() -> Finding {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or_default();
-    judge_capabilities(effective)
+    match lacking_capabilities() {
+        Ok(lacking) => judge_capabilities(&lacking),
+        Err(error) => Finding::warning(CAPABILITIES_CHECK, error.to_string(), "mount /proc"),
+    }
 }
 
-pub(super) fn judge_capabilities(effective: u64) -> Finding {
-    const CHECK: &str = "capabilities";
+const CAPABILITIES_CHECK: &str = "capabilities";
+
+pub(super) fn judge_capabilities(lacking: &[Capability]) -> Finding {
     const REMEDY: &str = "run as root, or with the capabilities of agent.capabilities in the chart";
-    let lacking = || CAPABILITIES.iter().filter(|(bit, ..)| effective & (1 << bit) == 0);
-    let names: Vec<&str> = lacking().map(|(_, name, _)| *name).collect();
-    if names.is_empty() {
-        let all: Vec<&str> = CAPABILITIES.iter().map(|(_, name, _)| *name).collect();
-        return Finding::ok(CHECK, all.join(", "));
+    let names = |all: &[Capability]| {
+        let names: Vec<&str> = all.iter().map(|one| one.name).collect();
+        names.join(", ")
+    };
+    if lacking.is_empty() {
+        return Finding::ok(CAPABILITIES_CHECK, names(&CAPABILITIES));
     }
-    let costs: Vec<&str> = lacking().filter_map(|(.., costs)| *costs).collect();
-    if costs.len() == names.len() {
-        let found = format!("{} missing: {}", names.join(", "), costs.join("; "));
-        return Finding::warning(CHECK, found, REMEDY);
+    let needed_for: Vec<String> =
+        lacking.iter().map(|one| format!("{} ({})", one.name, one.reason)).collect();
+    let found = format!("missing: {}", needed_for.join("; "));
+    if lacking.iter().any(|one| one.required) {
+        Finding::missing(CAPABILITIES_CHECK, found, REMEDY)
+    } else {
+        Finding::warning(CAPABILITIES_CHECK, found, REMEDY)
     }
-    Finding::missing(CHECK, format!("{} missing", names.join(", ")), REMEDY)
 }
 
 fn bpf_file_system(in_a_pod: bool) -> Finding {
