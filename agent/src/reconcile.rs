@@ -226,11 +226,15 @@ impl Reconciler {
                 Some(found) = self.found.recv() => self.take_interfaces(found),
                 () = sleep_until(look), if look.is_some() => self.interfaces.look(),
                 _ = tick.tick() => {
-                    if self.problems.addresses.is_some()
-                        && let Some(following) = &mut addresses
-                        && self.take_addresses(following)
-                    {
-                        self.reconcile();
+                    if self.problems.addresses.is_some() {
+                        if addresses.is_none() {
+                            addresses = NodeAddresses::follow().ok();
+                        }
+                        if let Some(following) = &mut addresses
+                            && self.take_addresses(following)
+                        {
+                            self.reconcile();
+                        }
                     }
                     self.tick();
                 }
@@ -271,7 +275,7 @@ impl Reconciler {
     fn addresses_failed(&mut self, error: &dyn std::error::Error) {
         let problem = format!(
             "{error}: what this node sends its pods from addresses that its Node does not name is \
-             judged like a stranger's; if this lasts, restart the agent"
+             judged like a stranger's; it is tried again every second"
         );
         if self.problems.addresses.as_ref() != Some(&problem) {
             tracing::error!("{problem}");
