@@ -6,6 +6,7 @@ mod compare;
 mod generate;
 mod shrink;
 mod steps;
+mod walk;
 
 use std::collections::BTreeMap;
 
