@@ -1,5 +1,5 @@
 //! The fields of `weft.dev/v1alpha1`. The schemas that the API server checks are made from types
-//! in the agent, which a test of it holds against these.
+//! in the agent; tests here and there hold the two against each other.
 
 use std::collections::BTreeMap;
 

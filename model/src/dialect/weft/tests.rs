@@ -1,3 +1,5 @@
+mod fields;
+
 use std::time::Duration;
 
 use crate::dialect::tests::{clean, only};
