@@ -85,8 +85,8 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the programs and attaches them, or adopts what an earlier agent has left under
     /// `options.pin_dir`: maps with their contents, and links, whose programs are replaced
-    /// without a gap. Until the first [`Kernel::apply`] the earlier policy stays in force, or all
-    /// is denied where there is none.
+    /// without a gap. Until the first [`Kernel::apply`] the earlier policy stays in force. Where
+    /// there is none, pods that run already are left alone until then, and all others are denied.
     ///
     /// # Errors
     /// If another agent holds the pins, or the kernel refuses something. What was there before
@@ -129,6 +129,9 @@ impl Kernel {
             options.settings.config(root, &acceleration, before)
         };
         config.set(0, in_force, 0).map_err(map_error("CONFIG"))?;
+        if !adopted {
+            leave_alone(&options.pods_cgroup, &mut tables)?;
+        }
         let replaced = programs::attach(&ebpf, &open_map(&pins, SOCKETS)?, &pins, &options)?;
         resized.finish(&pins)?;
         pins.remove_other_layouts()?;
@@ -385,6 +388,19 @@ impl std::fmt::Debug for Kernel {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Kernel").field("options", &self.options).finish_non_exhaustive()
     }
+}
+
+/// Nobody restricts the pods that run already, and they may be what the first policy comes from:
+/// the API server and its database are pods, too, on some nodes.
+fn leave_alone(pods: &Path, tables: &mut KernelTables) -> Result<(), OpenError> {
+    let found = cgroups::find_pods(pods)
+        .map_err(|source| CgroupError::Read { path: pods.to_owned(), source })?;
+    for pod in found {
+        let inserted = tables.cgroups.insert(&pod.id, &weft_common::POD_OF_THE_MESH);
+        inserted.map_err(|error| OpenError::LeaveAlone(Box::new(error)))?;
+    }
+    tables.cgroups.commit();
+    Ok(())
 }
 
 /// Makes the maps, or takes those that are pinned.

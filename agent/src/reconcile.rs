@@ -166,6 +166,7 @@ impl Reconciler {
         while let Some(event) = cgroups.try_next() {
             self.bindings.take(event);
         }
+        self.bind_own();
         self.take_view(view.borrow_and_update().clone());
         let mut addresses = match NodeAddresses::follow() {
             Ok(mut addresses) => {

@@ -103,6 +103,9 @@ pub enum OpenError {
     /// An adopted map cannot be given another size.
     #[error("an adopted map cannot be copied into one of another size: {0}")]
     Resize(#[source] Box<ApplyError>),
+    /// The pods that run already are too many.
+    #[error("the pods that run already cannot be left alone: {0}")]
+    LeaveAlone(#[source] Box<ApplyError>),
     /// The pods' or the proxy's cgroup cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -20,6 +20,15 @@ impl Reconciler {
         self.bind();
     }
 
+    /// Lets the mesh's own pods talk before there is a policy, which comes by the agent's pod.
+    pub(super) fn bind_own(&mut self) {
+        for (cgroup, pod) in self.bindings.wanted(&Tables::default()) {
+            if let Err(error) = self.kernel.bind_cgroup(cgroup, pod) {
+                tracing::error!(%error, "the agent's own pod stays denied");
+            }
+        }
+    }
+
     /// Tells the kernel which cgroup is which pod.
     pub(super) fn bind(&mut self) {
         let Some(tables) = self.tables.clone() else { return };
