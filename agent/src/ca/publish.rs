@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::root::FIELD_MANAGER;
+use super::root::{FIELD_MANAGER, MADE_BY};
 
 /// Name of the ConfigMap, unless told otherwise.
 pub const TRUST_BUNDLE: &str = "weft-trust-bundle";
@@ -216,10 +216,7 @@ async fn write(
     let map = ConfigMap {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
-            labels: Some(BTreeMap::from([(
-                "app.kubernetes.io/managed-by".to_owned(),
-                FIELD_MANAGER.to_owned(),
-            )])),
+            labels: Some(BTreeMap::from([(MADE_BY.to_owned(), FIELD_MANAGER.to_owned())])),
             ..ObjectMeta::default()
         },
         data: Some(BTreeMap::from([(KEY.to_owned(), content.to_owned())])),

@@ -22,6 +22,9 @@ use super::{Authority, Material};
 
 /// Who writes, for server-side apply.
 pub(super) const FIELD_MANAGER: &str = "weft-ca";
+/// Label of what is made here, with the same value. `weft uninstall` removes what has it: not a
+/// root that was brought.
+pub(super) const MADE_BY: &str = "app.kubernetes.io/managed-by";
 /// Roots are looked over this often: whether one has ended, or its grace has.
 const LOOK: Duration = Duration::from_secs(60);
 /// After a failure it is tried again this much later.
@@ -302,7 +305,11 @@ async fn get_or_make(secrets: &Api<Secret>, settings: &RootSettings) -> anyhow::
         let (certificate, key) = Material::generate(&settings.trust_domain, SystemTime::now())?;
         let field = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
         let secret = Secret {
-            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some(BTreeMap::from([(MADE_BY.to_owned(), FIELD_MANAGER.to_owned())])),
+                ..ObjectMeta::default()
+            },
             type_: Some("kubernetes.io/tls".to_owned()),
             data: Some(BTreeMap::from([
                 field(CERTIFICATE, &certificate),
