@@ -35,7 +35,9 @@ impl LogArgs {
     pub(super) fn start(&self, default_level: &str) -> anyhow::Result<()> {
         let level = self.level.as_deref().unwrap_or(default_level);
         let filter = EnvFilter::try_new(level)
-            .with_context(|| format!("--log: {level:?} is no level or list of levels"))?;
+            .with_context(|| format!("--log: {level:?} is no level or list of levels"))?
+            // It reports every attempt; who asked reports what became of it.
+            .add_directive("kube_client::client::builder=off".parse()?);
         let builder =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let colour = super::output::colours(&std::io::stderr());

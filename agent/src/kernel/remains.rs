@@ -35,7 +35,7 @@ impl Remains {
         })?;
         let mut others = BTreeSet::new();
         for program in loaded_programs() {
-            let program = program.map_err(unlisted)?;
+            let Some(program) = listed(program)? else { continue };
             // A program may go while it is looked at.
             let Ok(Some(maps)) = program.map_ids() else { continue };
             if maps.iter().any(|map| remains.maps.contains_key(map)) {
@@ -45,7 +45,7 @@ impl Remains {
             }
         }
         for map in loaded_maps() {
-            let map = map.map_err(unlisted)?;
+            let Some(map) = listed(map)? else { continue };
             if others.contains(&map.id()) {
                 remains.maps.insert(map.id(), map.name_as_str().unwrap_or_default().to_owned());
             }
@@ -60,15 +60,16 @@ impl Remains {
     pub fn left(&self) -> Result<Self, KernelError> {
         let mut left = Self::default();
         for program in loaded_programs() {
-            let id = program.map_err(unlisted)?.id();
+            let Some(id) = listed(program)?.map(|program| program.id()) else { continue };
             left.programs.extend(self.programs.get(&id).map(|name| (id, name.clone())));
         }
         for map in loaded_maps() {
-            let id = map.map_err(unlisted)?.id();
+            let Some(id) = listed(map)?.map(|map| map.id()) else { continue };
             left.maps.extend(self.maps.get(&id).map(|name| (id, name.clone())));
         }
         for link in loaded_links() {
-            left.links.extend(self.links.get(&link.map_err(unlisted)?.id()));
+            let Some(id) = listed(link)?.map(|link| link.id()) else { continue };
+            left.links.extend(self.links.get(&id));
         }
         Ok(left)
     }
@@ -100,6 +101,41 @@ impl Remains {
     }
 }
 
-fn unlisted(error: impl std::error::Error + Send + Sync + 'static) -> KernelError {
-    KernelError::new("cannot list what is in the kernel", io::Error::other(error))
+/// What the kernel has listed; none where it has gone since it was named. Others' come and go all
+/// the time.
+fn listed<T, E>(found: Result<T, E>) -> Result<Option<T>, KernelError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let error = match found {
+        Ok(found) => return Ok(Some(found)),
+        Err(error) => anyhow::Error::new(error),
+    };
+    let gone = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::NotFound);
+    if gone {
+        return Ok(None);
+    }
+    let source = io::Error::other(format!("{error:#}"));
+    Err(KernelError::new("cannot list what is in the kernel", source))
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn what_has_gone_is_left_out_and_a_refusal_is_told() {
+        let failed = |kind: io::ErrorKind| {
+            let call = SyscallError { call: "bpf_link_get_fd_by_id", io_error: kind.into() };
+            listed(Err::<(), _>(aya::programs::ProgramError::from(call)))
+        };
+        assert!(matches!(failed(io::ErrorKind::NotFound), Ok(None)));
+        let refused = failed(io::ErrorKind::PermissionDenied).unwrap_err().to_string();
+        assert!(refused.contains("permission denied"), "{refused}");
+    }
 }

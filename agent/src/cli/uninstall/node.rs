@@ -58,7 +58,8 @@ pub(super) fn run(pins: &Path, run_dir: &Path, output: TableOrJson) -> anyhow::R
         TableOrJson::Table => print(text(&report))?,
     }
     files?;
-    Ok(if report.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FOUND_WRONG) })
+    let clean = report.left.is_empty() && report.unknown.is_none();
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FOUND_WRONG) })
 }
 
 /// Waits until the kernel has freed everything. Returns what it has not.
