@@ -84,6 +84,12 @@ async fn tunnel(
     share: Share<IpAddr>,
 ) -> Result<(), Failure> {
     let limits = &worker.shared.limits;
+    let mut first = [0];
+    let said = tokio::time::timeout(limits.handshake, socket.peek(&mut first));
+    if said.await.map_err(|_| Failure::Timeout)?? == 0 {
+        // Nothing: a kubelet, for one, asks so whether the proxy is ready.
+        return Ok(());
+    }
     let handshakes = async {
         let (tls, tunnel) = handshake(worker, socket, peer).await?;
         let io = Coalesced::new(tls);
