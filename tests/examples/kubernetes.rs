@@ -36,6 +36,14 @@ enum Command {
         /// The archive.
         archive: std::path::PathBuf,
     },
+    /// Install Weft by its chart; its image has been imported.
+    Install {
+        /// The image, `repository:tag`.
+        image: String,
+        /// A value of the chart, `KEY=VALUE`.
+        #[arg(long)]
+        set: Vec<String>,
+    },
     /// Remove every trace of it.
     Down,
 }
@@ -62,6 +70,10 @@ fn main() -> Result<()> {
             cluster.keep()
         }
         Command::Import { archive } => KubernetesCluster::load(&full_name)?.import_image(&archive),
+        Command::Install { image, set } => {
+            let set: Vec<_> = set.iter().map(String::as_str).collect();
+            KubernetesCluster::load(&full_name)?.install_weft(&image, &set)
+        }
         Command::Down => {
             print!("removed:\n{}", Cluster::remove(&full_name)?);
             Ok(())

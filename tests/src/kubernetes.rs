@@ -16,7 +16,7 @@
 //! cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n")?;
 //! println!("{}", cluster.kubectl(["get", "nodes", "-o", "wide"])?);
 //! cluster.import_image("target/weft-image.tar".as_ref())?;
-//! cluster.helm(["install", "weft", "charts/weft", "--namespace", "weft-system"])?;
+//! cluster.install_weft("weft.dev/weft:0.1.0", &["log.level=debug"])?;
 //! println!("kubectl --kubeconfig {}", cluster.kubeconfig().display());
 //! # Ok(())
 //! # }
@@ -46,6 +46,7 @@ mod objects;
 mod options;
 mod pki;
 mod tools;
+mod weft;
 
 pub use api_server::ApiServer;
 pub use cluster::KubernetesCluster;
@@ -55,3 +56,4 @@ pub use node::KubernetesNode;
 pub use objects::Objects;
 pub use options::{Cni, KubernetesOptions};
 pub use tools::{GO_MODULES, GoModule, kubernetes_program};
+pub use weft::WEFT_NAMESPACE;

@@ -1,9 +1,10 @@
 //! Stands between containerd and runc where cgroup v2 has no controllers, and a kubelet cannot
 //! make the pods' cgroups: containers get no limits, and the place that a kubelet with the driver
-//! `cgroupfs` would have given them (`kubepods[/CLASS]/podUID/CONTAINER`).
+//! `cgroupfs` would have given them (`kubepods[/CLASS]/podUID/CONTAINER`). The pod's cgroup goes with
+//! its last container, as a kubelet has it.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 
 /// In the node's cgroup namespace.
 const PODS: &str = "/sys/fs/cgroup/kubepods";
+/// Below it; guaranteed pods have none.
+const CLASSES: [&str; 3] = ["", "burstable", "besteffort"];
 const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 /// What a pod without requests has as CPU shares.
 const LEAST_SHARES: u64 = 2;
@@ -28,7 +31,25 @@ fn main() -> Result<()> {
         place(&path, &container.to_string_lossy())
             .with_context(|| format!("cannot place {}", path.display()))?;
     }
-    Err(Command::new("runc").args(&arguments).exec()).context("cannot run runc")
+    let mut runc = Command::new("runc");
+    runc.args(&arguments);
+    if arguments.iter().any(|argument| argument == "delete")
+        && let Some(container) = arguments.last()
+        && let Some(pod) = pod_of(container)
+    {
+        let status = runc.status().context("cannot run runc")?;
+        // It stays as long as there are other containers.
+        fs::remove_dir(pod).ok();
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Err(runc.exec()).context("cannot run runc")
+}
+
+/// The cgroup of the pod that has a cgroup of this container.
+fn pod_of(container: &OsStr) -> Option<PathBuf> {
+    let pods = CLASSES.iter().filter_map(|class| fs::read_dir(Path::new(PODS).join(class)).ok());
+    let mut pods = pods.flatten().flatten().map(|pod| pod.path());
+    pods.find(|pod| pod.join(container).is_dir())
 }
 
 fn value_of<'a>(option: &str, arguments: &'a [OsString]) -> Option<&'a OsString> {
@@ -53,9 +74,8 @@ fn place(path: &Path, container: &str) -> Result<()> {
 
 /// Where the pod's cgroup is, below that of all pods.
 fn existing(uid: &str) -> Option<PathBuf> {
-    let classes = ["", "burstable", "besteffort"].map(PathBuf::from);
     let there = |class: &PathBuf| Path::new(PODS).join(class).join(format!("pod{uid}")).exists();
-    classes.into_iter().find(there)
+    CLASSES.map(PathBuf::from).into_iter().find(there)
 }
 
 /// The pod's class, by what containerd says of its sandbox. How much memory a pod requests it

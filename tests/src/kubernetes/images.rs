@@ -18,9 +18,9 @@ pub(super) const COREDNS_IMAGE: &str = "weft.test/coredns:1";
 /// Commands of busybox that the workload image has.
 const BUSYBOX: &[&str] = &[
     "awk", "cat", "cut", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "httpd",
-    "id", "ip", "kill", "ls", "mkdir", "nc", "netstat", "nslookup", "ping", "printf", "ps", "rm",
-    "sed", "sh", "sleep", "stat", "tail", "tee", "test", "timeout", "top", "touch", "tr", "true",
-    "wc", "wget",
+    "id", "ip", "kill", "ls", "mkdir", "mkfifo", "nc", "netstat", "nslookup", "ping", "printf",
+    "ps", "rm", "sed", "sh", "sleep", "stat", "tail", "tee", "test", "timeout", "top", "touch",
+    "tr", "true", "wc", "wget",
 ];
 
 /// Serves `hello from NAMESPACE/POD` at each of the ports. A pod of the standalone demo runs the

@@ -219,6 +219,10 @@ impl KubernetesNode {
     pub(super) fn start(&self, setting: &Setting<'_>) -> Result<()> {
         self.write_files(setting)?;
         self.hold()?;
+        // A host has one. Without it, what the node itself sends to a service is refused before
+        // kube-proxy's rules give it another destination.
+        let namespace = self.host.namespace();
+        namespace.ip("route add 0.0.0.0/0 dev eth0\nroute add ::/0 dev eth0\n")?;
         self.start_containerd()?;
         self.import_image(setting.images)?;
         self.start_kubelet()?;

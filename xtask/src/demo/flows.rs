@@ -120,9 +120,10 @@ impl Seen {
             policy: rule
                 .as_ref()
                 .map(|rule| format!("{} {}/{}", rule.kind, rule.namespace, rule.name)),
-            place: rule.map(|rule| {
-                let file = rule.file.rsplit('/').next().unwrap_or(&rule.file);
-                format!("{file}:{} {}", rule.line, rule.field)
+            place: rule.map(|rule| match rule.file.rsplit('/').next() {
+                Some(file) if !file.is_empty() => format!("{file}:{} {}", rule.line, rule.field),
+                // From an API server, which has objects and no files.
+                _ => rule.field,
             }),
         }
     }

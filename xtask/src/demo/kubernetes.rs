@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use weft_tests::kubernetes::WEFT_NAMESPACE;
 use weft_tests::{Cluster, KubernetesCluster, KubernetesOptions, Output, PodAddresses, Process};
 
 use super::expectation::{PLAN, Plan, Target};
@@ -25,10 +26,7 @@ const NAME: &str = "demo-kubernetes";
 /// What the test cluster calls it.
 pub const FULL_NAME: &str = "weft-demo-kubernetes";
 /// What the image is called on the nodes.
-const IMAGE: &str = "weft.dev/weft";
-const TAG: &str = "demo";
-/// Where the chart is installed.
-const SYSTEM: &str = "weft-system";
+const IMAGE: &str = "weft.dev/weft:demo";
 /// Images are there already: pods start as quickly as the machine can.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
@@ -39,7 +37,7 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 pub fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
     kubernetes::build(steps)?;
     let archive = target().join("xtask").join("demo-image.tar");
-    image::write(steps, &format!("{IMAGE}:{TAG}"), &archive)?;
+    image::write(steps, IMAGE, &archive)?;
     let start = Instant::now();
     let plan = Plan::read(&root().join(PLAN))?;
     Cluster::remove(FULL_NAME).context("an earlier demo is in the way")?;
@@ -49,7 +47,8 @@ pub fn demo(steps: &mut Steps, keep: bool) -> Result<ExitCode> {
     let servers = serve_outside(&cluster, &plan)?;
     steps.during("helm install weft charts/weft", |_| {
         cluster.import_image(&archive)?;
-        install(&cluster)
+        // The shop speaks Cilium's and Istio's dialects.
+        cluster.install_weft(IMAGE, &["compat.crds=true"])
     })?;
     steps.during("kubectl apply: the bookshop", |_| deploy(&cluster))?;
     let stage = OnKubernetes::new(&cluster)?;
@@ -77,34 +76,6 @@ fn serve_outside(cluster: &KubernetesCluster, plan: &Plan) -> Result<Vec<Process
         nginx::start(cluster.host(name)?, &folder, *port, &format!("hello from {name}\n"))
     };
     plan.hosts.iter().map(serve).collect()
-}
-
-fn install(cluster: &KubernetesCluster) -> Result<()> {
-    let chart = root().join("charts/weft");
-    let chart = chart.to_string_lossy();
-    let timeout = format!("{}s", READY_WITHIN.as_secs());
-    cluster
-        .helm([
-            "install",
-            "weft",
-            &*chart,
-            "--namespace",
-            SYSTEM,
-            "--create-namespace",
-            "--set",
-            &format!("image.repository={IMAGE},image.tag={TAG},image.pullPolicy=Never"),
-            // The shop speaks Cilium's and Istio's dialects.
-            "--set",
-            "compat.crds=true",
-            "--wait",
-            "--timeout",
-            &timeout,
-        ])
-        .map(drop)
-        .with_context(|| {
-            let pods = cluster.kubectl(["describe", "pods", "--namespace", SYSTEM]);
-            pods.unwrap_or_else(|error| format!("{error:#}"))
-        })
 }
 
 fn deploy(cluster: &KubernetesCluster) -> Result<()> {
@@ -145,7 +116,7 @@ impl<'a> OnKubernetes<'a> {
             found.collect()
         };
         let is_agent = |pod: &&Value| {
-            pod["metadata"]["namespace"] == SYSTEM
+            pod["metadata"]["namespace"] == WEFT_NAMESPACE
                 && pod["metadata"]["labels"]["app.kubernetes.io/component"] == "agent"
         };
         let agents = pods.iter().filter(is_agent);
@@ -179,7 +150,8 @@ impl Stage for OnKubernetes<'_> {
 
     fn weft_on_all_nodes(&self, words: &[&str]) -> Result<Vec<String>> {
         let ask = |agent: &String| {
-            let exec = ["exec", "--namespace", SYSTEM, agent, "--container=agent", "--", "weft"];
+            let exec =
+                ["exec", "--namespace", WEFT_NAMESPACE, agent, "--container=agent", "--", "weft"];
             self.cluster.kubectl(exec.iter().chain(words))
         };
         self.agents.iter().map(ask).collect()
@@ -223,7 +195,7 @@ fn print_how_to_play(cluster: &KubernetesCluster) {
          kubectl get pods --all-namespaces -o wide\n  \
          kubectl exec -n shop web -- curl -s http://catalog.shop/       # allowed\n  \
          kubectl exec -n shop web -- curl -sS http://payments.bank:443/  # denied\n  \
-         kubectl exec -n {SYSTEM} ds/weft-agent -- weft observe --last 20\n  \
+         kubectl exec -n {WEFT_NAMESPACE} ds/weft-agent -- weft observe --last 20\n  \
          cargo xtask demo down",
         kubeconfig = cluster.kubeconfig().display(),
         programs = weft_tests::kubernetes::kubernetes_program("kubectl")

@@ -60,17 +60,21 @@ pub fn of(cgroup: &Path) -> Result<Vec<(String, String, String)>> {
 
 fn visit(cgroup: &Path, found: &mut Vec<(String, String, String)>) -> Result<()> {
     for process in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
-        let status = fs::read_to_string(Path::new("/proc").join(process).join("status"));
+        let directory = Path::new("/proc").join(process);
         // Processes end while one looks.
-        let Ok(status) = status else { continue };
+        let Ok(status) = fs::read_to_string(directory.join("status")) else { continue };
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned()
         };
-        let name = field("Name:");
-        if name.starts_with("weft") {
-            found.push((name, field("Uid:"), names(&field("CapEff:"))));
+        if !field("Name:").starts_with("weft") {
+            continue;
         }
+        // `weft agent`, `weft ca`: what it does is its first argument.
+        let command = fs::read_to_string(directory.join("cmdline")).unwrap_or_default();
+        let words = command.split('\0').take(2).filter(|word| !word.starts_with('-'));
+        let name = words.collect::<Vec<_>>().join(" ").trim().to_owned();
+        found.push((name, field("Uid:"), names(&field("CapEff:"))));
     }
     for entry in fs::read_dir(cgroup)?.flatten() {
         if entry.file_type()?.is_dir() {
