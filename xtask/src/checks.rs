@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use clap::Args;
 use comfy_table::{Table, presets};
 
 use crate::artifacts::{self, BpfToolchain};
@@ -19,11 +20,23 @@ const END_TO_END: &str = "weft-tests";
 /// Tests that start etcd and an API server, which have to be built.
 const API_SERVER: [&str; 6] = ["--package", "weft-agent", "--test", "ca", "--test", "kubernetes"];
 
+/// `cargo xtask test`
+#[derive(Args)]
+pub struct Arguments {
+    /// Leave out the end-to-end tests.
+    #[arg(long)]
+    no_end_to_end: bool,
+    /// Run the tests on Kubernetes also where it has to be built first (10 min on 2 cores). Where
+    /// it is built already, they are run anyway.
+    #[arg(long, conflicts_with = "no_end_to_end")]
+    kubernetes: bool,
+}
+
 /// Runs all checks, also after one that failed.
 ///
 /// # Errors
 /// When one of them failed, or what they need cannot be installed or built.
-pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
+pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<()> {
     setup::run(steps, &[Purpose::Build, Purpose::Run, Purpose::Check])?;
     let mut checks = Checks { steps, results: Vec::new() };
     checks.check("format", cargo(&["fmt", "--all", "--check"]));
@@ -44,14 +57,18 @@ pub fn run(steps: &mut Steps, no_end_to_end: bool) -> Result<()> {
         command
     };
     checks.test("unit tests", tests(&["--workspace", "--exclude", END_TO_END]));
-    if no_end_to_end {
+    if arguments.no_end_to_end {
         checks.skip("end-to-end tests", "left out as asked");
     } else if rustix::process::geteuid().is_root() {
         checks.test("end-to-end tests", tests(&["--package", END_TO_END]));
         let title = "tests on an API server";
-        match kubernetes::build(checks.steps) {
+        match kubernetes::build_control_plane(checks.steps) {
             Ok(()) => checks.test(title, tests(&API_SERVER)),
             Err(error) => checks.note(title, Duration::ZERO, Err(error)),
+        }
+        if checks.has_kubernetes(arguments.kubernetes) {
+            let arguments = ["--package", END_TO_END, "--test", "kubernetes"];
+            checks.test("tests on Kubernetes", tests(&arguments));
         }
     } else {
         checks.note(
@@ -103,6 +120,21 @@ impl Checks<'_> {
             }),
         };
         self.note(title, start.elapsed(), result);
+    }
+
+    /// Whether Kubernetes is there, built for this if `build` says so.
+    fn has_kubernetes(&mut self, build: bool) -> bool {
+        let title = "build Kubernetes";
+        if !build && matches!(kubernetes::is_built(), Ok(false)) {
+            let reason = "not built yet: `--kubernetes`, or `cargo xtask kubernetes` once";
+            self.skip("tests on Kubernetes", reason);
+            return false;
+        }
+        let start = Instant::now();
+        let built = kubernetes::build(self.steps);
+        let there = built.is_ok();
+        self.note(title, start.elapsed(), built.map(|()| String::new()));
+        there
     }
 
     fn programs_clippy(&mut self) {

@@ -19,12 +19,19 @@ const RENAMED: [(&str, &str); 1] = [("server", "etcd")];
 /// # Errors
 /// No Go can be had, a module cannot be fetched, or its build fails.
 pub fn build(steps: &mut Steps) -> Result<()> {
-    let mut missing = Vec::new();
-    for module in GO_MODULES {
-        if !module.is_built()? {
-            missing.push(module);
-        }
-    }
+    build_all(steps, missing(&GO_MODULES)?)
+}
+
+/// Builds the control plane alone, if it is not there.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_control_plane(steps: &mut Steps) -> Result<()> {
+    let [control_plane, ..] = GO_MODULES;
+    build_all(steps, missing(&[control_plane])?)
+}
+
+fn build_all(steps: &mut Steps, missing: Vec<GoModule>) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -35,6 +42,24 @@ pub fn build(steps: &mut Steps) -> Result<()> {
         build_module(steps, &go, &module)?;
     }
     Ok(())
+}
+
+/// Whether there is nothing left to build.
+///
+/// # Errors
+/// A module cannot be read.
+pub fn is_built() -> Result<bool> {
+    Ok(missing(&GO_MODULES)?.is_empty())
+}
+
+fn missing(modules: &[GoModule]) -> Result<Vec<GoModule>> {
+    let mut missing = Vec::new();
+    for module in modules {
+        if !module.is_built()? {
+            missing.push(*module);
+        }
+    }
+    Ok(missing)
 }
 
 fn build_module(steps: &mut Steps, go: &Go, module: &GoModule) -> Result<()> {

@@ -44,11 +44,7 @@ enum Command {
     /// Write the definitions of Weft's kinds into the chart.
     Crds,
     /// Check the format, lint, and run the unit and end-to-end tests (root).
-    Test {
-        /// Leave out the end-to-end tests.
-        #[arg(long)]
-        no_end_to_end: bool,
-    },
+    Test(checks::Arguments),
     /// Build Kubernetes from its Go modules, for the tests and the demo (some minutes, once).
     Kubernetes,
     /// Write Weft's container image into an archive, without a container engine.
@@ -100,7 +96,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             setup::run(&mut steps, &[Purpose::Build])?;
             image::run(&mut steps, &arguments)?;
         }
-        Command::Test { no_end_to_end } => checks::run(&mut steps, no_end_to_end)?,
+        Command::Test(arguments) => checks::run(&mut steps, &arguments)?,
         Command::Demo(arguments) => {
             with_artifacts(&mut steps, arguments.needs_artifacts(), &[Purpose::Run])?;
             return demo::run(&mut steps, arguments);

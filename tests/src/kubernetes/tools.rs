@@ -27,7 +27,7 @@ const VERSION: &str = "-s -w \
     -X k8s.io/component-base/version.gitTreeState=clean";
 const PLAIN: &[&str] = &["-trimpath", "-ldflags", "-s -w"];
 
-/// Everything that a Kubernetes consists of here.
+/// Everything that a Kubernetes consists of here; its control plane first.
 pub const GO_MODULES: [GoModule; 6] = [
     GoModule {
         name: "control-plane",

@@ -1,7 +1,9 @@
-//! Tests on a real Kubernetes. One cluster serves all of them; each works in a namespace of its
+//! Tests on a real Kubernetes. One cluster serves most of them; each works in a namespace of its
 //! own. It needs `cargo xtask kubernetes`, and root.
 
 mod image;
+mod install;
+mod mesh;
 mod nodes;
 mod pods;
 mod shared;
@@ -20,7 +22,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let cluster = Arc::new(Shared::new(KubernetesOptions::default().dns()));
-    let trials = [pods::trials(&cluster), nodes::trials(&cluster), image::trials(&cluster)];
+    let trials = [
+        pods::trials(&cluster),
+        nodes::trials(&cluster),
+        image::trials(&cluster),
+        mesh::trials(&cluster),
+        install::trials(&cluster),
+    ];
     let conclusion = run(&arguments, trials.into_iter().flatten().collect());
     // The process ends without unwinding: what is made must be removed here.
     drop(cluster);

@@ -22,6 +22,11 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 
 /// A namespace with a server on one node and a client on the other.
 fn deploy(cluster: &KubernetesCluster, namespace: &str) -> Result<()> {
+    cluster.create_namespace(namespace, &[])?;
+    deploy_into(cluster, namespace)
+}
+
+fn deploy_into(cluster: &KubernetesCluster, namespace: &str) -> Result<()> {
     let pod = |name: &str, node: &str, command: &str| {
         format!(
             "---\n\
@@ -39,7 +44,6 @@ fn deploy(cluster: &KubernetesCluster, namespace: &str) -> Result<()> {
     };
     let server = pod("server", "node-a", "[serve, '8080']");
     let client = pod("client", "node-b", "[sleep, infinity]");
-    cluster.create_namespace(namespace, &[])?;
     cluster.apply(&format!(
         "apiVersion: v1\n\
          kind: Service\n\
@@ -54,7 +58,8 @@ fn deploy(cluster: &KubernetesCluster, namespace: &str) -> Result<()> {
     cluster.await_pods(namespace, READY_WITHIN)
 }
 
-fn curl(cluster: &KubernetesCluster, namespace: &str, url: &str) -> Result<String> {
+/// What curl says in the pod `client` of a namespace.
+pub fn curl(cluster: &KubernetesCluster, namespace: &str, url: &str) -> Result<String> {
     let words = ["exec", "--namespace", namespace, "client", "--"];
     cluster.kubectl(words.into_iter().chain(["curl", "-sS", "--max-time", "5", url]))
 }
@@ -122,7 +127,13 @@ fn readiness(cluster: &KubernetesCluster) -> Result<()> {
 
 fn kubectl_reaches_pods(cluster: &KubernetesCluster) -> Result<()> {
     let namespace = "reach";
-    deploy(cluster, namespace)?;
+    cluster.create_namespace(namespace, &[])?;
+    reach_by_kubectl(cluster, namespace)
+}
+
+/// Tries `kubectl exec`, `logs` and `port-forward` on pods in a namespace that has none yet.
+pub fn reach_by_kubectl(cluster: &KubernetesCluster, namespace: &str) -> Result<()> {
+    deploy_into(cluster, namespace)?;
     let inside = ["exec", "--namespace", namespace, "client", "--"];
     let name = cluster.kubectl(inside.into_iter().chain(["hostname"]))?;
     ensure!(name == "client\n", "the pod's name is {name:?}");
@@ -142,6 +153,7 @@ fn kubectl_reaches_pods(cluster: &KubernetesCluster) -> Result<()> {
     let url = format!("http://127.0.0.1:{port}/");
     let answer = cluster.host("control-plane")?.exec(["curl", "-sS", "--max-time", "5", &url])?;
     let answer = answer.success()?;
-    ensure!(answer == "hello from reach/server\n", "{url} says {answer:?}");
+    let expected = format!("hello from {namespace}/server\n");
+    ensure!(answer == expected, "{url} says {answer:?}");
     Ok(())
 }
