@@ -2,6 +2,7 @@
 //! compiled, applied, and published; what cannot be applied leaves the last good policy in force.
 
 mod bindings;
+mod host_network;
 mod interfaces;
 mod own_node;
 mod pods;
@@ -298,6 +299,7 @@ impl Reconciler {
             Ok(counters) => self.outputs.flows.set_lost(counters.get(Counter::EventsLost)),
             Err(error) => tracing::warn!(%error, "counters"),
         }
+        self.find_host_network();
         if Instant::now() < self.prepare_until
             && let Err(error) = self.kernel.prepare_to_cut()
         {

@@ -8,6 +8,7 @@ use weft_common::{POD_OF_THE_MESH, PodId};
 use weft_model::compile::Tables;
 use weft_model::mesh::{Mesh, Name, Pod};
 
+use super::host_network::HostNetwork;
 use crate::kernel::{CgroupEvent, CgroupId, PodCgroup, cgroups};
 
 /// The cgroups of pods that there are now.
@@ -16,6 +17,7 @@ pub(super) struct Bindings {
     cgroups: BTreeMap<CgroupId, PodCgroup>,
     /// Cgroups of the agent and the proxy: a pod's cgroup around one of them is the mesh's own.
     own: Vec<PathBuf>,
+    host_network: HostNetwork,
 }
 
 /// What is to be done for the kernel to know the cgroups.
@@ -28,7 +30,7 @@ pub(super) struct Changes {
 impl Bindings {
     /// Without any pod; `own` are the cgroups of the agent and the proxy.
     pub(super) fn new(own: Vec<PathBuf>) -> Self {
-        Self { cgroups: BTreeMap::new(), own }
+        Self { own, ..Self::default() }
     }
 
     pub(super) fn take(&mut self, event: CgroupEvent) {
@@ -38,6 +40,7 @@ impl Bindings {
             }
             CgroupEvent::Removed(cgroup) => {
                 self.cgroups.remove(&cgroup.id);
+                self.host_network.forget(cgroup.id);
             }
         }
     }
@@ -52,9 +55,24 @@ impl Bindings {
                 if self.is_own(&cgroup.path) {
                     return Some((cgroup.id, POD_OF_THE_MESH));
                 }
-                by_uid.get(&cgroup.uid).map(|pod| (cgroup.id, *pod))
+                let of_the_node =
+                    || self.host_network.contains(cgroup.id).then_some(POD_OF_THE_MESH);
+                let pod = by_uid.get(&cgroup.uid).copied().or_else(of_the_node);
+                pod.map(|pod| (cgroup.id, pod))
             })
             .collect()
+    }
+
+    /// Finds pods on the node's network among the cgroups that the kernel does not know. Returns
+    /// those that it is to know, as the mesh's own: left alone.
+    pub(super) fn find_host_network(
+        &mut self,
+        bound: &BTreeMap<CgroupId, PodId>,
+    ) -> Vec<(CgroupId, PodId)> {
+        let unknown = self.cgroups.values().filter(|cgroup| !bound.contains_key(&cgroup.id));
+        let unknown: Vec<&PodCgroup> = unknown.collect();
+        let found = self.host_network.look(&unknown);
+        found.into_iter().map(|cgroup| (cgroup, POD_OF_THE_MESH)).collect()
     }
 
     /// The pods of a node whose cgroups the kernel knows already, with their ids.

@@ -29,6 +29,16 @@ impl Reconciler {
         }
     }
 
+    /// Lets pods talk that turn out to be on the node's network.
+    pub(super) fn find_host_network(&mut self) {
+        for (cgroup, pod) in self.bindings.find_host_network(self.kernel.bound_cgroups()) {
+            tracing::info!(cgroup, "a pod that is not known yet is on the node's network");
+            if let Err(error) = self.kernel.bind_cgroup(cgroup, pod) {
+                tracing::error!(%error, "a pod on the node's network stays denied");
+            }
+        }
+    }
+
     /// Tells the kernel which cgroup is which pod.
     pub(super) fn bind(&mut self) {
         let Some(tables) = self.tables.clone() else { return };

@@ -302,7 +302,7 @@ spec:
   containers:
   - name: main
     image: IMAGE
-    command: [pod-tool, serve, --tcp, '9000', --quiet]
+    command: [sh, -c, 'trap exit TERM; pod-tool serve --tcp 9000 --quiet & wait']
     readinessProbe: { tcpSocket: { port: 9000 }, periodSeconds: 1 }
     lifecycle:
       preStop: { exec: { command: [sh, -c, 'until test -e /tmp/end; do sleep 0.1; done'] } }

@@ -239,3 +239,27 @@ fn a_pod_with_the_nodes_network_is_the_node() -> Result<()> {
     ensure!(accepted(&servers[1]).is_empty());
     Ok(())
 }
+
+/// An API server may be such a pod: without it nobody would ever be known.
+#[test]
+fn a_pod_with_the_nodes_network_talks_before_it_is_known() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let _server = shop.serve("shop/near")?;
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let ordinary = shop.cluster.add_pod(PodSpec::new("shop", "late", "node-a").unlisted())?;
+    let spec = PodSpec::new("shop", "host", "node-a").host_network().unlisted();
+    let host = shop.cluster.add_pod(spec)?;
+    // As a container has them, its sandbox has mounts of its own.
+    let sandbox = ["--mount", "sleep", "infinity"];
+    let _sandboxes = [
+        ordinary.run("unshare").args(sandbox).privileged().spawn()?,
+        host.run("unshare").args(sandbox).privileged().spawn()?,
+    ];
+    eventually("the pod with the node's network to be answered", || {
+        let outcome = shop.connect("shop/host", near).ok()?;
+        (outcome["answer"] == "hello").then_some(())
+    })
+    .with_context(|| shop.logs())?;
+    shop.expect_denied("shop/late", near)?;
+    Ok(())
+}
