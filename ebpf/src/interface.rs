@@ -5,10 +5,16 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use weft_common::{Address, CONFIG_READY, Config, Counter, Decision, Pod, PodId, Reason};
+use weft_common::{
+    Address, CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CUT,
+    CONNECTION_FROM_PROXY, CONNECTION_TO_PROXY, Config, ConnectionKey, Counter, Decision, Pod,
+    PodId, Reason,
+};
 
+use crate::connection;
 use crate::context::{TCP, UDP};
 use crate::fragment;
 use crate::maps::INTERFACES;
@@ -21,6 +27,8 @@ use crate::verdict;
 const NEXT: i32 = -1;
 /// `TCX_DROP`
 const DROP: i32 = 2;
+/// `skb->pkt_type` of what is for this host.
+const PACKET_HOST: u32 = 0;
 const ETHERNET: u32 = 14;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_ARP: u16 = 0x0806;
@@ -64,6 +72,18 @@ fn holder(skb: *mut __sk_buff) -> Result<(&'static Config, PodId, &'static Pod),
 
 #[inline(always)]
 fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i32 {
+    // Most frames of short connections. `pod_packet::outbound` would say the same, later.
+    if let Some(segment) = packet::bare_segment(skb, ETHERNET, v6) {
+        if pod_packet::is_own(pod, &segment.source) {
+            let (key, low) = ConnectionKey::between(
+                &segment.source,
+                segment.source_port,
+                &segment.destination,
+                segment.destination_port,
+            );
+            return forward(skb, &key, low);
+        }
+    }
     let mut packet = packet::unread();
     let read = packet::parse(skb, ETHERNET, v6, &mut packet);
     let of = PodPacket { config, id, pod, packet: &packet, outbound: true };
@@ -81,10 +101,47 @@ fn ip(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: bool) -> i
     };
     let decision = verdict::blurred(decision);
     if decision.allows() {
-        return NEXT;
+        if packet.protocol != TCP || packet.part != Part::WHOLE {
+            return NEXT;
+        }
+        let (key, low) = packet.connection();
+        return forward(skb, &key, low);
     }
     pod_packet::report_refusal(&of, decision);
     DROP
+}
+
+/// Sends a segment of TCP that may pass on its way. Between two pods of this node that is straight
+/// to the other's interface, once frames of both have come under their own addresses: the SYN and
+/// its answer go through the node's stack, whose rules may refuse or translate them. Its
+/// connection tracking, which sees no more than these, forgets them after a minute.
+#[inline(never)]
+fn forward(skb: *mut __sk_buff, key: &ConnectionKey, low: bool) -> i32 {
+    const NOT: u8 =
+        CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY | CONNECTION_TO_PROXY | CONNECTION_CUT;
+    let Some(record) = connection::find(key) else { return NEXT };
+    let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
+    let (flags, own, other) = unsafe {
+        if low {
+            ((*record).flags, &raw mut (*record).low_interface, (*record).high_interface)
+        } else {
+            ((*record).flags, &raw mut (*record).high_interface, (*record).low_interface)
+        }
+    };
+    if unsafe { *own } != interface {
+        unsafe { *own = interface };
+        return NEXT;
+    }
+    if flags & (CONNECTION_ACCELERATE | NOT) != CONNECTION_ACCELERATE || other == 0 {
+        return NEXT;
+    }
+    // On a bridge the frame is addressed to the other pod, and so to another host for this one.
+    unsafe {
+        if bpf_skb_change_type(skb, PACKET_HOST) != 0 {
+            return NEXT;
+        }
+        bpf_redirect_peer(other, 0) as i32
+    }
 }
 
 /// Judges ingress of all but TCP and UDP, which go to a socket, whose hook judges them.

@@ -98,7 +98,7 @@ impl Packet {
     /// Begins a TCP connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+        begins(self.tcp_flags)
     }
 
     /// Whether there are bytes behind TCP's header.
@@ -204,6 +204,55 @@ struct TcpHeader {
     acknowledged: u32,
     length: u8,
     flags: u8,
+}
+
+/// The headers of most packets of TCP, which have no options or extensions of IP.
+#[repr(C)]
+struct Plain<Ip> {
+    ip: Ip,
+    tcp: TcpHeader,
+}
+
+/// A segment of TCP that opens nothing and carries no data.
+pub struct BareSegment {
+    pub source: Address,
+    pub destination: Address,
+    /// Ports in host byte order.
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+/// The packet whose IP header begins at `offset`, if it is easily seen to be a bare segment: an
+/// IP header with options or extensions behind it is not looked at.
+#[inline(always)]
+pub fn bare_segment(skb: *mut __sk_buff, offset: u32, v6: bool) -> Option<BareSegment> {
+    let (source, destination, tcp, length) = if v6 {
+        let Plain::<Ipv6Header> { ip, tcp } = load(skb, offset)?;
+        if ip.next != TCP {
+            return None;
+        }
+        (Address(ip.source), Address(ip.destination), tcp, u16::from_be(ip.payload))
+    } else {
+        let Plain::<Ipv4Header> { ip, tcp } = load(skb, offset)?;
+        let fragment = u16::from_be(ip.fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS);
+        if ip.protocol != TCP || ip.version_and_length != 0x45 || fragment != 0 {
+            return None;
+        }
+        let (source, destination) = (ip.source, ip.destination);
+        let length = u16::from_be(ip.total).wrapping_sub(20);
+        (Address::from_v4(source), Address::from_v4(destination), tcp, length)
+    };
+    if begins(tcp.flags) || length != u16::from(tcp.length >> 4) * 4 {
+        return None;
+    }
+    let (source_port, destination_port) = (u16::from_be(tcp.source), u16::from_be(tcp.destination));
+    Some(BareSegment { source, destination, source_port, destination_port })
+}
+
+/// Whether TCP's flags are those of a segment that begins a connection.
+#[inline(always)]
+fn begins(flags: u8) -> bool {
+    flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
 /// Reads the headers of a packet whose IP header begins at `offset`. False: it is not one that

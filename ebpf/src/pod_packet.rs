@@ -380,7 +380,7 @@ fn following(of: &PodPacket) -> Decision {
 
 /// Whether the address is the pod's own.
 #[inline(always)]
-fn is_own(pod: &Pod, source: &Address) -> bool {
+pub fn is_own(pod: &Pod, source: &Address) -> bool {
     if source.is_v4() {
         pod.v4 != 0 && source.v4() == pod.v4
     } else {

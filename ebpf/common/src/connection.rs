@@ -148,6 +148,10 @@ pub struct Connection {
     pub high_held: u8,
     /// Always 0.
     pub unused: u32,
+    /// The host's interface from which frames of the lower end come, 0 where none has come yet.
+    pub low_interface: u32,
+    /// The same of the higher end.
+    pub high_interface: u32,
     /// When it was opened (`bpf_ktime_get_ns`); 0 once its close has been counted.
     pub opened: u64,
     /// Address of the lower end's `tcp_sock`: a client's from `TCP_CONNECT_CB`, a server's from

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use weft_tests::{NamespaceSpec, PodSpec};
+use weft_tests::{Host, NamespaceSpec, PodSpec};
 
 use crate::shop::{PORT, Shop, accepted, builder, connect, open, open_with, serve};
 
@@ -56,6 +56,38 @@ fn ipv4_on_ipv6_sockets_is_ipv4() -> Result<()> {
         ensure!(peer.is_ipv6() && peer.ip().to_canonical() == to.ip(), "the client sees {peer}");
         let client = IpAddr::from(shop.cluster.pod("shop/client")?.addresses().ipv4);
         ensure!(accepted(&server) == [client], "{:?}", accepted(&server));
+    }
+    Ok(())
+}
+
+/// Packets that the node's stack has forwarded, of IPv4 and IPv6.
+fn forwarded(node: &Host) -> Result<u64> {
+    let text = node.run("cat").args(["/proc/net/snmp", "/proc/net/snmp6"]).output()?.stdout;
+    let mut v4 = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = v4.next().zip(v4.next()).context("no statistics of IPv4")?;
+    let value = |(name, value)| (name == "ForwDatagrams").then_some(value);
+    let v4 = names.split_whitespace().zip(values.split_whitespace()).find_map(value);
+    let v6 = text.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"));
+    let number = |value: Option<&str>| value.and_then(|value| value.trim().parse::<u64>().ok());
+    Ok(number(v4).context("no ForwDatagrams")? + number(v6).context("no Ip6OutForwDatagrams")?)
+}
+
+/// The node's stack sees a connection begin, and no more of it.
+#[test]
+fn frames_of_one_node_go_straight() -> Result<()> {
+    const CONNECTIONS: u64 = 10;
+    let Some(shop) = open()? else { return Ok(()) };
+    let _server = shop.serve("shop/near")?;
+    let node = shop.cluster.node("node-a")?;
+    for to in shop.cluster.pod("shop/near")?.addresses().sockets(PORT) {
+        // The agent looks for the pods' interfaces once they run.
+        weft_tests::eventually("only SYNs and their answers are forwarded", || {
+            let before = forwarded(node).ok()?;
+            for _ in 0..CONNECTIONS {
+                shop.expect_answer("shop/client", to).ok()?;
+            }
+            (forwarded(node).ok()? - before == 2 * CONNECTIONS).then_some(())
+        })?;
     }
     Ok(())
 }
