@@ -301,11 +301,12 @@ fn report(what: &str, served: Result<(), tonic::transport::Error>) {
 
 /// Keeps the events of the kernel.
 async fn remember(mut events: FlowEvents, flows: Arc<FlowRing>) {
+    const AGAIN: Duration = Duration::from_secs(1);
     let mut batch = Vec::new();
     loop {
         if let Err(error) = events.read(&mut batch).await {
-            tracing::error!(%error, "flow events can no longer be read");
-            return;
+            tracing::error!(%error, "flow events cannot be read; trying again every second");
+            tokio::time::sleep(AGAIN).await;
         }
         flows.push(&batch);
         batch.clear();
