@@ -12,6 +12,11 @@ pub struct Limits {
     pub connections_per_pod: usize,
     /// Streams of a tunnel; beyond that another is opened.
     pub streams_per_tunnel: u32,
+    /// Tunnels from one identity to one at one proxy, per worker thread.
+    pub tunnels_per_key: usize,
+    /// Tunnels that one address may have open here, per worker thread: one for each pair of its
+    /// identities and this node's, and more of those that are busy.
+    pub tunnels_per_peer: usize,
     /// TLS handshakes that one address may have under way, per worker thread.
     pub handshakes_per_peer: usize,
     /// How long a connection waits for a workload or certificate that is not known yet.
@@ -35,6 +40,8 @@ impl Default for Limits {
         Self {
             connections_per_pod: 16_384,
             streams_per_tunnel: 4_096,
+            tunnels_per_key: 64,
+            tunnels_per_peer: 16_384,
             handshakes_per_peer: 128,
             unknown_wait: Duration::from_secs(1),
             connect: Duration::from_secs(10),

@@ -75,6 +75,8 @@ enum Failure {
     Http(#[from] h2::Error),
     #[error("no handshake in time")]
     Timeout,
+    #[error("this address has too many tunnels")]
+    TooMany,
 }
 
 async fn tunnel(
@@ -110,6 +112,7 @@ async fn tunnel(
     let (tunnel, io, connection) = tokio::time::timeout(limits.handshake, handshakes)
         .await
         .map_err(|_| Failure::Timeout)??;
+    let _share = worker.tunnels.take(peer.ip()).ok_or(Failure::TooMany)?;
     drop(share);
     let tunnel = Rc::new(tunnel);
     tracing::debug!(%peer, client = %tunnel.client, server = %tunnel.credentials.identity, "tunnel open");

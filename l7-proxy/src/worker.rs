@@ -28,6 +28,8 @@ pub(crate) struct Worker {
     pub(crate) sources: Shares<IpAddr>,
     /// Handshakes of tunnels, by the peer's address.
     pub(crate) handshakes: Shares<IpAddr>,
+    /// Tunnels, by the peer's address.
+    pub(crate) tunnels: Shares<IpAddr>,
     complaints: Complaints,
 }
 
@@ -76,6 +78,7 @@ pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
         // A tunnel is on one thread with all that it carries: each thread takes the whole bound.
         sources: Shares::new(limits.connections_per_pod),
         handshakes: Shares::new(limits.handshakes_per_peer),
+        tunnels: Shares::new(limits.tunnels_per_peer),
         complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
         shared,
     });

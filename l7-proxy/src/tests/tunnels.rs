@@ -164,6 +164,25 @@ async fn a_full_tunnel_is_joined_by_another() {
     }
 }
 
+/// A peer that allows few streams, or none, is not flooded with tunnels.
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_are_bounded() {
+    let limits = Limits { streams_per_tunnel: 1, tunnels_per_key: 2, ..Limits::default() };
+    let mesh = Mesh::with(limits).await;
+    echo(&mesh, 8080).await;
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..40 {
+        match room(&mesh).await {
+            Ok(socket) => held.push(socket),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(held.len() >= 2 && refused >= 20, "{} held, {refused} refused", held.len());
+    drop(held);
+    until(async || room(&mesh).await.is_ok()).await;
+}
+
 async fn room(mesh: &Mesh) -> std::io::Result<TcpStream> {
     let mut socket = mesh.connect(8080).await?;
     ask(&mut socket, b"room?").await.map(|()| socket)

@@ -44,6 +44,8 @@ pub(crate) enum TunnelError {
     Http { to: SocketAddr, error: Arc<h2::Error> },
     #[error("no answer from {to} in time")]
     Timeout { to: SocketAddr },
+    #[error("{to} takes no more connections: all {tunnels} tunnels are full")]
+    Full { to: SocketAddr, tunnels: usize },
     #[error("{0}")]
     Configuration(Arc<str>),
 }
@@ -139,6 +141,11 @@ impl Pool {
                 if let Some(tunnel) = entry.tunnels.iter().find(|t| t.has_room(limits)) {
                     tunnel.active.set(tunnel.active.get() + 1);
                     return Ok(Lease(tunnel.clone()));
+                }
+                // A peer may allow few streams, or none.
+                let tunnels = entry.tunnels.len();
+                if tunnels >= limits.tunnels_per_key {
+                    return Err(TunnelError::Full { to: key.to, tunnels });
                 }
                 match &entry.opening {
                     Some(opening) => opening.clone(),
