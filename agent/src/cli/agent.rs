@@ -131,7 +131,7 @@ pub enum Enroll {
 pub enum SameNode {
     /// Goes from socket to socket; the kernel attests both ends.
     #[default]
-    Allow,
+    Direct,
     /// Goes through the proxy, encrypted.
     Mtls,
 }
