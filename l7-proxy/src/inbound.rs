@@ -204,15 +204,17 @@ async fn retire(worker: &Worker, tunnel: &Tunnel) {
     let mut expired = at(tunnel.valid_until);
     let mut was_idle = false;
     loop {
+        // First of all: they may have changed since the handshake took them.
+        let snapshot = shared.snapshot();
+        let current = snapshot.credentials(&tunnel.credentials.identity);
+        if current.is_none_or(|current| !Arc::ptr_eq(current, &tunnel.credentials)) {
+            return;
+        }
+        drop(snapshot);
         tokio::select! {
-            changed = changes.changed() => {
-                let snapshot = shared.snapshot();
-                let current = snapshot.credentials(&tunnel.credentials.identity);
-                let same = current.is_some_and(|current| Arc::ptr_eq(current, &tunnel.credentials));
-                if changed.is_err() || !same {
-                    return;
-                }
-            }
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
             _ = idle.tick() => {
                 let is_idle = tunnel.active.get() == 0;
                 if is_idle && was_idle {
