@@ -35,6 +35,8 @@
 //! driver `cgroupfs` does, without limits. Where cgroup v2 has its controllers, neither is so.
 
 mod access;
+#[cfg(feature = "client")]
+mod api_cluster;
 mod api_server;
 mod cluster;
 mod control_plane;
@@ -48,6 +50,8 @@ mod pki;
 mod tools;
 mod weft;
 
+#[cfg(feature = "client")]
+pub use api_cluster::ApiCluster;
 pub use api_server::ApiServer;
 pub use cluster::KubernetesCluster;
 pub use images::{WORKLOAD_IMAGE, weft_image};

@@ -98,14 +98,19 @@ impl MeshOptions {
 impl Cluster {
     /// Starts an agent and a proxy on every node, and waits until they are ready.
     pub fn start_mesh(&self, options: &MeshOptions) -> Result<Mesh> {
-        let nodes = self.nodes().map(|node| self.mesh_node(node, options));
+        self.start_mesh_with(|_| options.clone())
+    }
+
+    /// As [`Self::start_mesh`], with options for each node by its name.
+    pub fn start_mesh_with(&self, options: impl Fn(&str) -> MeshOptions) -> Result<Mesh> {
+        let nodes = self.nodes().map(|node| self.mesh_node(node, &options(node.name())));
         let mesh = Mesh { nodes: nodes.collect::<Result<_>>()? };
         for node in &mesh.nodes {
             node.start_agent()?;
         }
         for node in &mesh.nodes {
             node.await_socket("proxy.sock")?;
-            if !options.without_proxy {
+            if !node.options.without_proxy {
                 node.start_proxy()?;
             }
         }

@@ -220,10 +220,24 @@ impl Process {
 
     /// As [`Self::await_line`], with its own limit.
     pub fn await_line_within(&mut self, limit: Duration, text: &str) -> Result<String> {
+        self.await_line_of(limit, text, Self::stdout)
+    }
+
+    /// As [`Self::await_line_within`], of what it writes as errors (its log).
+    pub fn await_error_within(&mut self, limit: Duration, text: &str) -> Result<String> {
+        self.await_line_of(limit, text, Self::stderr)
+    }
+
+    fn await_line_of(
+        &mut self,
+        limit: Duration,
+        text: &str,
+        written: fn(&Self) -> String,
+    ) -> Result<String> {
         let what = format!("{} to write {text:?}", self.name);
         let found = eventually_within(limit, &what, || {
             let ended = !self.is_running();
-            let output = self.stdout();
+            let output = written(self);
             let line = output.lines().find(|line| line.contains(text)).map(str::to_owned);
             (line.is_some() || ended).then_some(line)
         });

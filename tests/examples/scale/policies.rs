@@ -32,8 +32,8 @@ pub async fn run(options: &Options) -> Result<()> {
         let server = stage.add_server(&format!("server-{node}"), node).await?;
         clients.push((stage.add_pod(&format!("client-{node}"), "client", node).await?, server));
     }
-    stage.objects.apply(&policy(true)).await?;
-    let mesh = stage.cluster.start_mesh(&stage.options)?;
+    stage.base.objects.apply(&policy(true)).await?;
+    let mesh = stage.base.cluster.start_mesh(&stage.base.mesh_options())?;
     let mut watches = Vec::new();
     for (client, server) in &clients {
         let mut watch = client.tool("watch")?.arg(server.v4(PORT).to_string()).spawn()?;
@@ -47,7 +47,7 @@ pub async fn run(options: &Options) -> Result<()> {
         let seen: Vec<_> = watches.iter().map(|watch| changes(watch).len()).collect();
         let allowed = change % 2 == 1;
         let (began, sent) = (now()?, Instant::now());
-        stage.objects.apply(&policy(allowed)).await?;
+        stage.base.objects.apply(&policy(allowed)).await?;
         answered.push(sent.elapsed().as_secs_f64() * 1e3);
         let mut last = 0;
         for (watch, seen) in watches.iter().zip(seen) {
@@ -68,10 +68,22 @@ pub async fn run(options: &Options) -> Result<()> {
         options.changes
     );
     for node in mesh.nodes() {
-        let status = node.status()?;
-        println!("{}: generation {}", node.name(), status["generation"]);
+        let logs = node.logs();
+        for (what, field) in [("compiles", "compiled_us="), ("compiles and writes", "total_us=")] {
+            let mut took = logged(&logs, field);
+            print(&format!("of that, {} {what}", node.name()), &mut took);
+        }
     }
     Ok(())
+}
+
+/// Values of a field of log lines, in milliseconds.
+fn logged(logs: &str, field: &str) -> Vec<f64> {
+    let values = logs.lines().filter(|line| line.contains("applied")).filter_map(|line| {
+        let value = line.split(field).nth(1)?.split_whitespace().next()?;
+        value.parse::<f64>().ok()
+    });
+    values.map(|micros| micros / 1e3).collect()
 }
 
 /// Clients may reach servers, or nobody may.
@@ -89,7 +101,7 @@ fn policy(allowed: bool) -> Value {
 }
 
 fn changes(watch: &Process) -> Vec<Value> {
-    watch.json()
+    watch.json().into_iter().filter(|line| line["event"] == "changed").collect()
 }
 
 fn now() -> Result<u64> {

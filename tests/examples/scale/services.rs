@@ -97,8 +97,9 @@ fn is_dialled(options: &Options, index: usize) -> bool {
 
 /// Starts an agent, without a proxy, and waits for its first policy.
 fn start(stage: &Stage, node: &str) -> Result<MeshNode> {
-    let options = stage.options.clone().without_proxy();
-    let node = stage.cluster.mesh_node(stage.cluster.node(node)?, &options)?;
+    let options = stage.base.mesh_options().without_proxy();
+    let cluster = &stage.base.cluster;
+    let node = cluster.mesh_node(cluster.node(node)?, &options)?;
     node.start_agent()?;
     node.await_ready()?;
     Ok(node)

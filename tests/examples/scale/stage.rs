@@ -1,14 +1,13 @@
-//! The cluster: an API server, two nodes, and pods on them that are objects as well.
+//! The cluster: two nodes, pods on them that run and are objects as well, and what is measured.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
-use weft_tests::kubernetes::{ApiServer, Objects};
-use weft_tests::{Cluster, MeshOptions, Pod, PodSpec, Process};
+use serde_json::Value;
+use weft_tests::kubernetes::ApiCluster;
+use weft_tests::{Pod, PodSpec, Process};
 
 use crate::load;
 
@@ -20,80 +19,33 @@ pub const NAMESPACE: &str = "shop";
 pub const PORT: u16 = 8080;
 
 pub struct Stage {
-    pub objects: Objects,
-    /// The agents are to take their manifests from the API server.
-    pub options: MeshOptions,
     servers: Vec<Process>,
-    _api: ApiServer,
     /// Last, for it removes what the others run in.
-    pub cluster: Cluster,
+    pub base: ApiCluster,
 }
 
 impl Stage {
-    /// With the nodes' own objects, and those that others need.
+    /// With namespaces, and nodes for the pods that are objects alone.
     pub async fn build() -> Result<Self> {
-        let mut builder = Cluster::builder().outside("control-plane");
-        for node in NODES {
-            builder = builder.node(node);
-        }
-        let cluster = builder.build()?;
-        let api = ApiServer::start_on(&cluster, "control-plane")?;
-        let objects = Objects::new(api.kubeconfig()).await?;
-        let options = MeshOptions::default().kubeconfig(api.nodes_kubeconfig());
-        let stage = Self { objects, options, servers: Vec::new(), _api: api, cluster };
-        let meshed = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": NAMESPACE, "labels": {"weft.dev/mesh": "enabled"}},
-        });
-        stage.objects.create(&meshed).await?;
-        for node in stage.cluster.nodes() {
-            let addresses = node.addresses();
-            let cidrs = addresses.pod_cidrs();
-            let object = json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name()},
-                "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
-                "status": {"addresses": [
-                    {"type": "InternalIP", "address": addresses.ipv4},
-                    {"type": "InternalIP", "address": addresses.ipv6},
-                ]},
-            });
-            stage.objects.create(&object).await?;
-        }
-        stage.objects.create_all(load::namespaces_and_nodes(NODES.len())).await?;
-        Ok(stage)
+        let base = ApiCluster::start(&NODES).await?;
+        base.add_namespace(NAMESPACE).await?;
+        base.objects.create_all(load::namespaces_and_nodes(NODES.len())).await?;
+        Ok(Self { servers: Vec::new(), base })
     }
 
     /// Makes many objects.
     pub async fn create_all(&self, what: &str, all: impl IntoIterator<Item = Value>) -> Result<()> {
         let began = Instant::now();
         let mut count = 0_usize;
-        self.objects.create_all(all.into_iter().inspect(|_| count += 1)).await?;
+        self.base.objects.create_all(all.into_iter().inspect(|_| count += 1)).await?;
         println!("made {count} {what} in {:.1} s", began.elapsed().as_secs_f64());
         Ok(())
     }
 
-    /// Makes a pod as a kubelet would: the API server says its uid, and it says its address.
+    /// A pod that runs.
     pub async fn add_pod(&self, name: &str, app: &str, node: &str) -> Result<Arc<Pod>> {
-        let mut object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": app}},
-            "spec": {
-                "nodeName": node, "serviceAccountName": app,
-                "automountServiceAccountToken": false,
-                "containers": [{"name": "main", "image": "local"}],
-            },
-        });
-        let made = self.objects.apply(&object).await?;
-        let uid = made.metadata.uid.context("the API server gave no uid")?;
-        let spec = PodSpec::new(NAMESPACE, name, node).label("app", app).uid(uid);
-        let pod = self.cluster.add_pod(spec.service_account(app))?;
-        let addresses = pod.addresses().both();
-        object["status"] = json!({
-            "phase": "Running", "podIP": addresses[0],
-            "podIPs": addresses.map(|ip| json!({"ip": ip})),
-        });
-        self.objects.apply(&object).await?;
-        Ok(pod)
+        let spec = PodSpec::new(NAMESPACE, name, node).label("app", app).service_account(app);
+        self.base.add_pod(spec).await
     }
 
     /// A pod that serves.
@@ -118,7 +70,7 @@ pub fn memory(pid: u32, field: &str) -> Result<f64> {
 /// CPU time of a process in seconds: user and system, fields 14 and 15 of proc(5)'s `stat`.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(Path::new(&path)).context(path)?;
+    let text = fs::read_to_string(&path).context(path)?;
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
     let ticks = |field: usize| -> Result<f64> {
         Ok(fields.split_whitespace().nth(field - 3).context("/proc/PID/stat")?.parse()?)

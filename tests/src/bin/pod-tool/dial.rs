@@ -1,5 +1,5 @@
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -7,13 +7,16 @@ use clap::Args;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::report::{now, report};
+use crate::report::{errno, now, report};
 
 /// Connections that are opened one after the other, and closed at once.
 #[derive(Debug, Args)]
 pub struct WatchOptions {
     /// A server.
     to: SocketAddr,
+    /// It is an echo server, and has to answer.
+    #[arg(long)]
+    echo: bool,
     /// Between attempts.
     #[arg(long, default_value_t = 2_000)]
     pause_micros: u64,
@@ -32,20 +35,51 @@ pub struct DialOptions {
     count: usize,
 }
 
-/// Tries without end, and reports whenever the outcome is another than before.
+/// Tries until killed. Reports whenever the outcome is another than before, with how many attempts
+/// there have been until then, and how many of them failed; and these numbers once a second.
 pub fn watch(options: &WatchOptions) -> Result<()> {
     let mut last = None;
+    let (mut attempts, mut failures) = (0_u64, 0_u64);
+    let mut told = Instant::now();
     loop {
         let began = now();
-        let dialled = socket(options.to).and_then(|socket| {
-            socket.connect_timeout(&options.to.into(), Duration::from_millis(options.milliseconds))
+        let outcome = attempt(options);
+        attempts += 1;
+        failures += u64::from(outcome.is_err());
+        let connects = outcome.is_ok();
+        let mut line = json!({
+            "event": "counted", "connects": connects, "at": began,
+            "attempts": attempts, "failures": failures,
         });
-        if last != Some(dialled.is_ok()) {
-            last = Some(dialled.is_ok());
-            report(json!({ "event": "changed", "connects": dialled.is_ok(), "at": began }));
+        if last != Some(connects) {
+            last = Some(connects);
+            line["event"] = "changed".into();
+            line["error"] = outcome.err().map(|error| errno(&error)).into();
+            report(line);
+        } else if told.elapsed() > Duration::from_secs(1) {
+            told = Instant::now();
+            report(line);
         }
         std::thread::sleep(Duration::from_micros(options.pause_micros));
     }
+}
+
+fn attempt(options: &WatchOptions) -> io::Result<()> {
+    const MESSAGE: &[u8] = b"are you there?";
+    let limit = Duration::from_millis(options.milliseconds);
+    let socket = socket(options.to)?;
+    socket.connect_timeout(&options.to.into(), limit)?;
+    if options.echo {
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(MESSAGE)?;
+        let mut answer = [0; MESSAGE.len()];
+        stream.read_exact(&mut answer)?;
+        if answer != MESSAGE {
+            return Err(io::Error::other("another answer than an echo"));
+        }
+    }
+    Ok(())
 }
 
 /// Reports how long `connect()` took, in nanoseconds.
