@@ -20,6 +20,9 @@ const END_TO_END: &str = "weft-tests";
 /// Tests that start etcd and an API server, which have to be built.
 const API_SERVER: [&str; 6] = ["--package", "weft-agent", "--test", "ca", "--test", "kubernetes"];
 
+const FAILING: [&str; 6] =
+    ["--package", "weft-tests", "--features", "client", "--test", "api_server"];
+
 /// `cargo xtask test`
 #[derive(Args)]
 pub struct Arguments {
@@ -63,7 +66,10 @@ pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<()> {
         checks.test("end-to-end tests", tests(&["--package", END_TO_END]));
         let title = "tests on an API server";
         match kubernetes::build_control_plane(checks.steps) {
-            Ok(()) => checks.test(title, tests(&API_SERVER)),
+            Ok(()) => {
+                checks.test(title, tests(&API_SERVER));
+                checks.test("the mesh while an API server fails", tests(&FAILING));
+            }
             Err(error) => checks.note(title, Duration::ZERO, Err(error)),
         }
         if checks.has_kubernetes(arguments.kubernetes) {

@@ -17,12 +17,12 @@ pub struct Arguments {
     what: Vec<OsString>,
 }
 
-/// Builds Kubernetes, and runs the measurement.
+/// Builds etcd and the API server, and runs the measurement.
 ///
 /// # Errors
 /// Something cannot be built.
 pub fn run(steps: &mut Steps, arguments: &Arguments) -> Result<ExitCode> {
-    kubernetes::build(steps)?;
+    kubernetes::build_control_plane(steps)?;
     let mut build = Command::new("cargo");
     let example = ["--package", "weft-tests", "--features", "client", "--example", "scale"];
     steps.run("build the measurement", build.arg("build").args(example))?;

@@ -35,10 +35,7 @@ pub(super) fn run(args: &AnalyzeArgs) -> anyhow::Result<ExitCode> {
             .enable_all()
             .build()
             .context("runtime")?
-            .block_on(async {
-                let client = cluster::client(args.kubeconfig.as_deref()).await?;
-                cluster::read(&client, &args.mesh.settings()).await
-            })?;
+            .block_on(cluster::read(args.kubeconfig.as_deref(), args.mesh.settings()))?;
         Report::of(None, read.objects, &read.findings)
     } else {
         let mut tree = Tree::new(args.paths.clone(), args.mesh.settings());

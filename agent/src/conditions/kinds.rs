@@ -1,9 +1,9 @@
 //! The kinds whose objects users write.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::Resource as _;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionVersion;
 use kube::core::ApiResource;
 
 use crate::crd;
@@ -11,11 +11,19 @@ use crate::crd;
 /// A kind.
 #[derive(Clone, Debug)]
 pub(super) struct Kind {
-    pub resource: ApiResource,
+    /// In each version that is read, the preferred one first: servers need not have all.
+    pub resources: Vec<ApiResource>,
     /// Whether its status is Weft's to write.
     pub is_own: bool,
     /// Whether a namespace has its objects.
     pub is_namespaced: bool,
+}
+
+impl Kind {
+    /// As in `kind:` of a manifest.
+    pub(super) fn name(&self) -> &str {
+        self.resources.first().map_or("", |resource| &resource.kind)
+    }
 }
 
 /// All of them.
@@ -26,37 +34,36 @@ pub(super) fn kinds() -> &'static [Kind] {
 
 fn all() -> Vec<Kind> {
     let network_policy = Kind {
-        resource: ApiResource {
-            group: NetworkPolicy::group(&()).into_owned(),
-            version: NetworkPolicy::version(&()).into_owned(),
-            api_version: NetworkPolicy::api_version(&()).into_owned(),
-            kind: NetworkPolicy::kind(&()).into_owned(),
-            plural: NetworkPolicy::plural(&()).into_owned(),
-        },
+        resources: vec![ApiResource::erase::<NetworkPolicy>(&())],
         is_own: false,
         is_namespaced: true,
     };
-    let defined = crd::own().into_iter().chain(crd::compat()).filter_map(|definition| {
+    let defined = crd::own().into_iter().chain(crd::compat()).map(|definition| {
         let spec = definition.spec;
-        let version = spec.versions.into_iter().find(|version| version.storage)?.name;
-        Some(Kind {
+        let mut versions = spec.versions;
+        versions.sort_by_key(|version| !version.storage);
+        let resource = |version: CustomResourceDefinitionVersion| ApiResource {
+            api_version: format!("{}/{}", spec.group, version.name),
+            group: spec.group.clone(),
+            version: version.name,
+            kind: spec.names.kind.clone(),
+            plural: spec.names.plural.clone(),
+        };
+        Kind {
             is_own: spec.group == crd::GROUP,
             is_namespaced: spec.scope == "Namespaced",
-            resource: ApiResource {
-                api_version: format!("{}/{version}", spec.group),
-                group: spec.group,
-                version,
-                kind: spec.names.kind,
-                plural: spec.names.plural,
-            },
-        })
+            resources: versions.into_iter().map(resource).collect(),
+        }
     });
     std::iter::once(network_policy).chain(defined).collect()
 }
 
-/// A kind by what its objects say they are.
-pub(super) fn resource(api_version: &Arc<str>, kind: &str) -> Option<&'static Kind> {
-    kinds()
-        .iter()
-        .find(|known| known.resource.kind == kind && known.resource.api_version == **api_version)
+/// A kind, and the version of it, by what its objects say they are.
+pub(super) fn resource(
+    api_version: &str,
+    kind: &str,
+) -> Option<(&'static Kind, &'static ApiResource)> {
+    let of_kind =
+        |resource: &&ApiResource| resource.kind == kind && resource.api_version == api_version;
+    kinds().iter().find_map(|known| Some((known, known.resources.iter().find(of_kind)?)))
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::{join, join_all};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::core::ApiResource;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, api::DynamicObject};
@@ -17,6 +19,9 @@ use weft_model::mesh::{ObjectRef, ObjectVersion, Settings};
 use super::LeaderSettings;
 use super::board::Change;
 use super::kinds::{Kind, kinds};
+
+/// Between looks for a kind that is not installed.
+const NOT_INSTALLED: Duration = Duration::from_secs(5);
 
 /// What a watch shows.
 #[derive(Debug)]
@@ -43,11 +48,51 @@ pub(super) async fn watch(
     join(join_all(objects), nodes).await;
 }
 
+/// Follows a kind in the first of its versions that the server has.
 async fn follow(client: Client, kind: &Kind, settings: Settings, observed: mpsc::Sender<Observed>) {
-    let api: Api<DynamicObject> = Api::all_with(client, &kind.resource);
+    let mut is_absent = false;
+    loop {
+        for resource in &kind.resources {
+            let api = Api::all_with(client.clone(), resource);
+            match follow_version(api, resource, kind, &settings, &observed).await {
+                Ended::Unheard => return,
+                Ended::NotServed { listed } => is_absent &= !listed,
+            }
+        }
+        // The definition is not installed, or was removed with all its objects.
+        if !is_absent {
+            is_absent = true;
+            let none = Observed::Listed(kind.name().to_owned(), BTreeSet::new());
+            if observed.send(none).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(NOT_INSTALLED).await;
+    }
+}
+
+/// Why a version is followed no longer.
+enum Ended {
+    /// Nobody listens.
+    Unheard,
+    /// The server does not have it, or no longer.
+    NotServed {
+        /// Whether it had it.
+        listed: bool,
+    },
+}
+
+async fn follow_version(
+    api: Api<DynamicObject>,
+    resource: &ApiResource,
+    kind: &Kind,
+    settings: &Settings,
+    observed: &mpsc::Sender<Observed>,
+) -> Ended {
     let mut stream = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut listed = BTreeSet::new();
-    let mut is_absent = false;
+    let mut was_listed = false;
+    let change = |object| change(kind, resource, settings, object);
     while let Some(event) = stream.next().await {
         let seen = match event {
             Ok(Event::Init) => {
@@ -55,39 +100,35 @@ async fn follow(client: Client, kind: &Kind, settings: Settings, observed: mpsc:
                 continue;
             }
             Ok(Event::InitApply(object)) => {
-                let Some(change) = change(kind, &settings, object) else { continue };
+                let Some(change) = change(object) else { continue };
                 listed.insert(change.object.clone());
                 Observed::Object(Box::new(change))
             }
             Ok(Event::InitDone) => {
-                is_absent = false;
-                Observed::Listed(kind.resource.kind.clone(), std::mem::take(&mut listed))
+                was_listed = true;
+                Observed::Listed(resource.kind.clone(), std::mem::take(&mut listed))
             }
-            Ok(Event::Apply(object)) => match change(kind, &settings, object) {
+            Ok(Event::Apply(object)) => match change(object) {
                 Some(change) => Observed::Object(Box::new(change)),
                 None => continue,
             },
-            Ok(Event::Delete(object)) => match change(kind, &settings, object) {
+            Ok(Event::Delete(object)) => match change(object) {
                 Some(change) => Observed::Gone(change.object),
                 None => continue,
             },
             Err(error) if is_not_installed(&error) => {
-                if is_absent {
-                    continue;
-                }
-                // The definition is not installed, or was removed with all its objects.
-                is_absent = true;
-                Observed::Listed(kind.resource.kind.clone(), BTreeSet::new())
+                return Ended::NotServed { listed: was_listed };
             }
             Err(error) => {
-                tracing::warn!(kind = kind.resource.kind, %error, "objects cannot be followed");
+                tracing::warn!(kind = resource.kind, %error, "objects cannot be followed");
                 continue;
             }
         };
         if observed.send(seen).await.is_err() {
-            return;
+            return Ended::Unheard;
         }
     }
+    Ended::Unheard
 }
 
 fn is_not_installed(error: &watcher::Error) -> bool {
@@ -101,10 +142,20 @@ fn is_not_installed(error: &watcher::Error) -> bool {
 }
 
 /// An object, read as the agents read it.
-fn change(kind: &Kind, settings: &Settings, object: DynamicObject) -> Option<Change> {
+fn change(
+    kind: &Kind,
+    resource: &ApiResource,
+    settings: &Settings,
+    object: DynamicObject,
+) -> Option<Change> {
     let uid = object.metadata.uid.clone()?;
     let generation = object.metadata.generation.unwrap_or_default();
-    let value = value(kind, object)?;
+    let mut value = serde_json::to_value(object).ok()?;
+    if let Value::Object(fields) = &mut value {
+        // What a list leaves out, for all its items have it.
+        fields.insert("apiVersion".to_owned(), resource.api_version.as_str().into());
+        fields.insert("kind".to_owned(), resource.kind.as_str().into());
+    }
     let document = read_object(settings, &value);
     let status = kind.is_own.then(|| {
         let status = value.get("status").cloned().unwrap_or_default();
@@ -112,22 +163,11 @@ fn change(kind: &Kind, settings: &Settings, object: DynamicObject) -> Option<Cha
     });
     Some(Change {
         object: document.object?,
-        api_version: kind.resource.api_version.as_str().into(),
+        api_version: resource.api_version.as_str().into(),
         version: ObjectVersion { uid: uid.into(), generation },
         findings: document.findings,
         status,
     })
-}
-
-/// An object as a manifest.
-pub(super) fn value(kind: &Kind, object: DynamicObject) -> Option<Value> {
-    let mut value = serde_json::to_value(object).ok()?;
-    if let Value::Object(fields) = &mut value {
-        // What a list leaves out, for all its items have it.
-        fields.insert("apiVersion".to_owned(), kind.resource.api_version.as_str().into());
-        fields.insert("kind".to_owned(), kind.resource.kind.as_str().into());
-    }
-    Some(value)
 }
 
 /// Follows how many nodes the agents' DaemonSet is for.

@@ -33,12 +33,12 @@ pub(super) async fn all(client: &Client, writes: Vec<Write>) -> Vec<Written> {
 
 async fn one(client: &Client, write: Write) -> Written {
     let Write { object, api_version, uid, status } = write;
-    let Some(kind) = kinds::resource(&api_version, &object.kind) else {
+    let Some((kind, resource)) = kinds::resource(&api_version, &object.kind) else {
         return Written { object, done: None };
     };
     let api: Api<DynamicObject> = match kind.is_namespaced {
-        true => Api::namespaced_with(client.clone(), &object.name.namespace, &kind.resource),
-        false => Api::all_with(client.clone(), &kind.resource),
+        true => Api::namespaced_with(client.clone(), &object.name.namespace, resource),
+        false => Api::all_with(client.clone(), resource),
     };
     let applied = json!({
         "apiVersion": *api_version,

@@ -77,7 +77,7 @@ impl Cluster {
     /// # Errors
     /// Where the kubeconfig or the pod's service account cannot be read.
     pub async fn new(kubeconfig: Option<&Path>, settings: Settings) -> Result<Self, ClusterError> {
-        let mut config = match kubeconfig {
+        let config = match kubeconfig {
             Some(path) => {
                 let failed = |source| ClusterError::Kubeconfig {
                     path: path.to_owned(),
@@ -91,6 +91,14 @@ impl Cluster {
             None => kube::Config::incluster()
                 .map_err(|error| ClusterError::NotInCluster(Box::new(error)))?,
         };
+        Self::of(config, settings)
+    }
+
+    /// The server of a configuration.
+    ///
+    /// # Errors
+    /// Where the client cannot be made.
+    pub fn of(mut config: kube::Config, settings: Settings) -> Result<Self, ClusterError> {
         config.connect_timeout = Some(CONNECT);
         let url = config.cluster_url.to_string();
         let client =

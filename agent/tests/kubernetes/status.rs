@@ -1,8 +1,10 @@
 //! What users are told about their objects, in a real API server.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
@@ -100,6 +102,19 @@ async fn event(client: &Client, about: &str, said: &str, holds: impl Fn(&Event) 
     .unwrap()
 }
 
+/// Definitions of the kinds of others, as in a cluster whose Istio serves no `v1` yet.
+fn older_istio() -> Vec<CustomResourceDefinition> {
+    let mut definitions = crd::compat();
+    for definition in &mut definitions {
+        let spec = &mut definition.spec;
+        if spec.group == "security.istio.io" {
+            spec.versions.retain(|version| version.name == "v1beta1");
+            spec.versions.iter_mut().for_each(|version| version.storage = true);
+        }
+    }
+    definitions
+}
+
 fn version(policy: &MeshPolicy) -> Versions {
     let name = Name { namespace: "default".into(), name: policy.name_any().into() };
     let version = ObjectVersion {
@@ -115,7 +130,7 @@ async fn objects_say_what_became_of_them() {
     let server = Server::start().await;
     let client = server.objects.client();
     install(&client, crd::own()).await;
-    install(&client, crd::compat()).await;
+    install(&client, older_istio()).await;
     let policies: Api<MeshPolicy> = Api::namespaced(client.clone(), "default");
     let apply = async |name: &str, spec: serde_json::Value| {
         let spec: MeshPolicySpec = serde_json::from_value(spec).unwrap();
@@ -178,7 +193,7 @@ async fn objects_say_what_became_of_them() {
 
     // Events, of other kinds too.
     let authorization = json!({
-        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "apiVersion": "security.istio.io/v1beta1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "http", "namespace": "default"},
         "spec": {"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]},
     });
@@ -187,6 +202,16 @@ async fn objects_say_what_became_of_them() {
     assert_eq!(warned.reason.as_deref(), Some("NotEnforced"));
     let rejected = event(&client, "bad", "spec.ingress[0].fromCIDR[0]", |_| true).await;
     assert_eq!(rejected.reason.as_deref(), Some("Rejected"));
+
+    // So does the command.
+    let mut analyze = Command::new(env!("CARGO_BIN_EXE_weft"));
+    analyze.arg("analyze").arg("--kubeconfig").arg(server.api.kubeconfig());
+    let output = tokio::task::spawn_blocking(move || analyze.output()).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    for said in ["spec.ingress[0].fromCIDR[0]", "spec.rules[0].to[0].operation.methods"] {
+        assert!(text.contains(said), "{text}");
+    }
 
     // The next leader says it again in the same Event.
     leading.abort();

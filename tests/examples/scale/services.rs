@@ -1,6 +1,7 @@
 //! Many services.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,11 +37,11 @@ pub async fn run(options: &Options) -> Result<()> {
     let mut stage = Stage::build().await?;
     let load = Load { pods: options.pods, policies: options.policies };
     stage.create_all("pods and policies", load.objects()).await?;
-    let [few, many] = NODES;
-    let server = stage.add_server("server", few).await?;
-    let client = stage.add_pod("client", "client", few).await?;
-    let backend = Backend { address: server.addresses().ipv4, node: few };
-    let services = |range: std::ops::Range<usize>| {
+    let [near, fresh] = NODES;
+    let server = stage.add_server("server", near).await?;
+    let client = stage.add_pod("client", "client", near).await?;
+    let backend = Backend { address: server.addresses().ipv4, node: near };
+    let services = |range: Range<usize>| {
         let backend = &backend;
         range.flat_map(move |index| {
             load.service(index, is_dialled(options, index).then_some(backend))
@@ -48,41 +49,47 @@ pub async fn run(options: &Options) -> Result<()> {
     };
     stage.create_all("objects of services", services(0..options.few)).await?;
 
-    let agent = start(&stage, few)?;
+    let agent = start(&stage, near)?;
     await_services(&agent, options.few)?;
-    let with_few = dial(&client, options, options.few)?;
+    let with_few = dial(&client, 0..options.few, options)?;
     stage.create_all("objects of services", services(options.few..options.services)).await?;
     await_services(&agent, options.services)?;
     rest()?;
-    let with_many = dial(&client, options, options.services)?;
+    let with_many = dial(&client, 0..options.few, options)?;
+    let spread = dial(&client, options.few..options.services, options)?;
 
     println!("{load:?}, {} services", options.services);
     for (what, part) in [("p50", 0), ("p99", 1)] {
         println!(
-            "connect() to a service, {what}: {:.1} µs with {} services, {:.1} µs with {} ({:.2} \
-             times)",
+            "connect() to one of {few} services, {what}: {:.1} µs while there are {few}, {:.1} µs \
+             while there are {} ({:.2} times); {:.1} µs to others of these in turn",
             with_few[part] / 1e3,
-            options.few,
             with_many[part] / 1e3,
             options.services,
             with_many[part] / with_few[part],
+            spread[part] / 1e3,
+            few = options.few,
         );
     }
     drop(agent);
 
     // On a node that has never had an agent.
     let began = Instant::now();
-    let agent = start(&stage, many)?;
+    let agent = start(&stage, fresh)?;
     println!("from the agent's start to its first policy: {:.2} s", began.elapsed().as_secs_f64());
     await_services(&agent, options.services)?;
     let pid = agent.agent().as_ref().context("no agent")?.pid();
     println!("CPU until then: {:.2} s", cpu_seconds(pid)?);
     rest()?;
-    println!(
-        "resident memory: {:.1} MiB, at most {:.1} MiB",
-        memory(pid, "VmRSS")?,
-        memory(pid, "VmHWM")?
-    );
+    for (what, field) in [
+        ("resident memory", "VmRSS"),
+        ("at most", "VmHWM"),
+        ("of its own", "RssAnon"),
+        ("of files", "RssFile"),
+        ("shared with the kernel", "RssShmem"),
+    ] {
+        println!("{what}: {:.1} MiB", memory(pid, field)?);
+    }
     let (before, since) = (cpu_seconds(pid)?, Instant::now());
     tokio::time::sleep(Duration::from_secs(options.rest_seconds)).await;
     let used = cpu_seconds(pid)? - before;
@@ -121,8 +128,8 @@ fn rest() -> Result<()> {
 }
 
 /// Medians of p50 and p99 in nanoseconds.
-fn dial(client: &Arc<Pod>, options: &Options, services: usize) -> Result<[f64; 2]> {
-    let to: Vec<String> = (0..services)
+fn dial(client: &Arc<Pod>, services: Range<usize>, options: &Options) -> Result<[f64; 2]> {
+    let to: Vec<String> = services
         .filter(|index| is_dialled(options, *index))
         .map(|index| SocketAddr::from((service_address(index), 80)).to_string())
         .collect();
