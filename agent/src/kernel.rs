@@ -2,7 +2,8 @@
 //! them and their maps, brings compiled tables into the maps, reads flows, and cuts connections
 //! that a new policy forbids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
@@ -328,20 +329,26 @@ impl Kernel {
         self.tables.interfaces.installed()
     }
 
-    /// The host's side of the interfaces of the pod in `cgroup`; empty while it has no process,
-    /// where it has the host's network, and where its interfaces lead elsewhere.
+    /// The network of the pod in `cgroup`; empty while it has no process, where it has the host's
+    /// network, and where its interfaces lead elsewhere.
     ///
     /// # Errors
     /// If its namespace cannot be entered or read (the agent needs `hostPID` and CAP_SYS_ADMIN).
-    pub fn interfaces_of(cgroup: &Path) -> Result<Vec<u32>, KernelError> {
+    pub fn network_of(cgroup: &Path) -> Result<PodNetwork, KernelError> {
         let failed = |source| {
             KernelError::new(format!("cannot find the interfaces of {}", cgroup.display()), source)
         };
         let Some(pid) = cgroups::find_process(cgroup).map_err(failed)? else {
-            return Ok(Vec::new());
+            return Ok(PodNetwork::default());
         };
         let namespace = namespace::of_process(pid).map_err(failed)?;
-        interfaces::leading_into(&namespace).map_err(failed)
+        let interfaces = interfaces::leading_into(&namespace).map_err(failed)?;
+        let addresses = if interfaces.is_empty() {
+            BTreeSet::new()
+        } else {
+            namespace::inside(&namespace, addresses::of_this_namespace).map_err(failed)?
+        };
+        Ok(PodNetwork { interfaces, addresses })
     }
 
     /// The stream of flow events; to be called inside a tokio runtime. One reader at a time gets
@@ -382,6 +389,15 @@ impl Kernel {
             .and_then(|map| Counters::read(&map))
             .map_err(|error| failed(std::io::Error::other(error)))
     }
+}
+
+/// The network of a pod, as its node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The host's side of its interfaces.
+    pub interfaces: Vec<u32>,
+    /// The addresses of its interfaces, without those of loopback and of single links.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl std::fmt::Debug for Kernel {

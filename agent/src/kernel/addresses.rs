@@ -47,15 +47,8 @@ impl NodeAddresses {
     /// # Errors
     /// If they cannot be read.
     pub fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
-        let mut found = BTreeSet::new();
-        self.netlink
-            .dump(GET_ADDRESS, &[0; ADDRESS_HEADER], |kind, body| {
-                if kind == NEW_ADDRESS {
-                    found.extend(parse(body).filter(is_of_the_node));
-                }
-            })
-            .map_err(|source| KernelError::new("cannot read the node's addresses", source))?;
-        Ok(found)
+        read(&mut self.netlink)
+            .map_err(|source| KernelError::new("cannot read the node's addresses", source))
     }
 
     /// Waits until some may have changed.
@@ -70,6 +63,21 @@ impl NodeAddresses {
             }
         }
     }
+}
+
+/// Those of all interfaces of the calling thread's network namespace.
+pub(super) fn of_this_namespace() -> io::Result<BTreeSet<IpAddr>> {
+    read(&mut Netlink::route()?)
+}
+
+fn read(netlink: &mut Netlink) -> io::Result<BTreeSet<IpAddr>> {
+    let mut found = BTreeSet::new();
+    netlink.dump(GET_ADDRESS, &[0; ADDRESS_HEADER], |kind, body| {
+        if kind == NEW_ADDRESS {
+            found.extend(parse(body).filter(is_of_the_node));
+        }
+    })?;
+    Ok(found)
 }
 
 fn parse(body: &[u8]) -> Option<IpAddr> {

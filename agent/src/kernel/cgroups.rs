@@ -138,6 +138,17 @@ pub fn find_cgroup_of(below: &Path, process: u32) -> io::Result<Option<PathBuf>>
     Ok(None)
 }
 
+/// The processes in the cgroup at `path` and below it, as far as they are seen and stay.
+pub fn processes(path: &Path) -> Vec<u32> {
+    let listed = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<u32> = listed.lines().filter_map(|line| line.parse().ok()).collect();
+    for (_, below) in directories(path).unwrap_or_default() {
+        found.extend(processes(&below));
+    }
+    found.retain(|process| *process != 0);
+    found
+}
+
 /// A process in the cgroup at `path` or below it; none where there is none.
 ///
 /// # Errors

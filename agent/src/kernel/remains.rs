@@ -101,8 +101,8 @@ impl Remains {
     }
 }
 
-/// What the kernel has listed; none where it has gone since it was named. Others' come and go all
-/// the time.
+/// What the kernel has listed; none where it has gone since it was named, or is still being made
+/// (EAGAIN). Others' come and go all the time.
 fn listed<T, E>(found: Result<T, E>) -> Result<Option<T>, KernelError>
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -114,7 +114,7 @@ where
     let gone = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::NotFound);
+        .any(|cause| matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock));
     if gone {
         return Ok(None);
     }
@@ -135,6 +135,7 @@ mod tests {
             listed(Err::<(), _>(aya::programs::ProgramError::from(call)))
         };
         assert!(matches!(failed(io::ErrorKind::NotFound), Ok(None)));
+        assert!(matches!(failed(io::ErrorKind::WouldBlock), Ok(None)));
         let refused = failed(io::ErrorKind::PermissionDenied).unwrap_err().to_string();
         assert!(refused.contains("permission denied"), "{refused}");
     }

@@ -2,7 +2,7 @@
 //! policy; and where the API server is one of them, or its database, the source tells of nobody
 //! before they may talk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,31 +14,28 @@ use crate::kernel::{CgroupId, PodCgroup, cgroups};
 #[derive(Debug, Default)]
 pub(super) struct HostNetwork {
     found: BTreeSet<CgroupId>,
-    /// The process that looked like one of the node's network at the last look, by its cgroup.
-    suspects: BTreeMap<CgroupId, u32>,
+    /// Processes that looked like one of the node's network at the last look, and their cgroups.
+    suspects: BTreeSet<(CgroupId, u32)>,
 }
 
 impl HostNetwork {
     /// Looks at the cgroups that nobody knows. Returns those that are found on the node's network
-    /// now: a process in them has to look so twice.
+    /// now: one of their processes has to look so twice.
     pub(super) fn look(&mut self, unknown: &[&PodCgroup]) -> Vec<CgroupId> {
-        let mut found = Vec::new();
-        let mut suspects = BTreeMap::new();
-        for cgroup in unknown.iter().filter(|cgroup| !self.found.contains(&cgroup.id)) {
-            let process = match cgroups::find_process(&cgroup.path) {
-                Ok(Some(process)) if is_on_host(process).unwrap_or(false) => process,
-                // It may have ended, or may not be looked at: the pod stays unknown.
-                _ => continue,
-            };
-            if self.suspects.get(&cgroup.id) == Some(&process) {
-                found.push(cgroup.id);
-            } else {
-                suspects.insert(cgroup.id, process);
-            }
-        }
+        let unknown = unknown.iter().filter(|cgroup| !self.found.contains(&cgroup.id));
+        let suspects: BTreeSet<(CgroupId, u32)> = unknown
+            .flat_map(|cgroup| {
+                let processes = cgroups::processes(&cgroup.path).into_iter();
+                processes.map(|process| (cgroup.id, process))
+            })
+            // It may have ended, or may not be looked at: the pod stays unknown.
+            .filter(|(_, process)| is_on_host(*process).unwrap_or(false))
+            .collect();
+        let found: BTreeSet<CgroupId> =
+            suspects.intersection(&self.suspects).map(|(cgroup, _)| *cgroup).collect();
         self.suspects = suspects;
         self.found.extend(&found);
-        found
+        found.into_iter().collect()
     }
 
     /// Whether this cgroup was found so.

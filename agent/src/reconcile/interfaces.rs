@@ -1,4 +1,4 @@
-//! Which interfaces of the host lead to which pod. They can be found only once the pod has a
+//! Which interfaces of the host lead to which pod, and what addresses it has there. They can be found only once the pod has a
 //! process in its network namespace, and each try enters that namespace: on a thread of its own,
 //! later and later.
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use weft_common::PodId;
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, PodNetwork};
 
 /// Between the first tries for a new pod.
 const SOONEST: Duration = Duration::from_millis(20);
@@ -20,7 +20,7 @@ const LATEST: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) struct Found {
     pub pod: PodId,
-    pub interfaces: Result<Vec<u32>, String>,
+    pub network: Result<PodNetwork, String>,
 }
 
 #[derive(Debug)]
@@ -73,9 +73,9 @@ impl Interfaces {
             look.under_way = true;
             let (pod, cgroup, found) = (*pod, look.cgroup.clone(), self.found.clone());
             tokio::task::spawn_blocking(move || {
-                let interfaces = Kernel::interfaces_of(&cgroup).map_err(|error| error.to_string());
+                let network = Kernel::network_of(&cgroup).map_err(|error| error.to_string());
                 // Nobody listens any more when the agent stops.
-                let _stopped = found.send(Found { pod, interfaces });
+                let _stopped = found.send(Found { pod, network });
             });
         }
     }
@@ -84,7 +84,7 @@ impl Interfaces {
     pub(super) fn take(&mut self, found: &Found) -> bool {
         let Some(look) = self.pods.get_mut(&found.pod) else { return false };
         look.under_way = false;
-        let settled = found.interfaces.as_ref().is_ok_and(|found| !found.is_empty());
+        let settled = found.network.as_ref().is_ok_and(|found| !found.interfaces.is_empty());
         look.wait = if settled { LATEST } else { (look.wait * 2).min(LATEST) };
         look.again = Instant::now() + look.wait;
         true

@@ -1,6 +1,7 @@
 //! The pods of the node: their cgroups and interfaces, brought into the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -91,6 +92,7 @@ impl Reconciler {
                 tracing::debug!(%error, "an interface of a pod that has gone");
             }
         }
+        self.own_node.retain_pods(tables.pods.values().map(|pod| &pod.uid));
         self.problems.interfaces.retain(|pod, _| pods.contains_key(pod));
         self.interfaces.set(pods);
     }
@@ -100,8 +102,11 @@ impl Reconciler {
             return;
         }
         let pod = found.pod;
-        let attached = found.interfaces.and_then(|interfaces| {
-            for interface in interfaces {
+        if let Ok(network) = &found.network {
+            self.take_pod_addresses(pod, &network.addresses);
+        }
+        let attached = found.network.and_then(|network| {
+            for interface in network.interfaces {
                 if self.kernel.is_attached(interface, pod) {
                     continue;
                 }
@@ -120,6 +125,17 @@ impl Reconciler {
                     tracing::warn!(pod, error, "frames of this pod are not checked");
                 }
             }
+        }
+    }
+
+    /// A pod may send before the API server tells its addresses, which its kubelet reports a second
+    /// or two after its first container has begun.
+    fn take_pod_addresses(&mut self, pod: PodId, addresses: &BTreeSet<IpAddr>) {
+        let Some(tables) = &self.tables else { return };
+        let Some((name, _)) = tables.pods.iter().find(|(_, local)| local.id == pod) else { return };
+        let Some(pod) = self.view.mesh.pods.get(name) else { return };
+        if pod.addresses.is_empty() && self.own_node.set_pod(&pod.uid, addresses) {
+            self.reconcile();
         }
     }
 }

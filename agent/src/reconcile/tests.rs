@@ -135,3 +135,28 @@ fn the_node_has_its_interfaces_addresses_behind_those_of_its_manifest() {
     let elsewhere = Arc::new(mesh(&pod("web", "node-a", &["10.244.1.2"])));
     assert!(Arc::ptr_eq(&own.added_to(&elsewhere, "node-a"), &elsewhere), "it has no Node");
 }
+
+#[test]
+fn a_pod_has_its_interfaces_addresses_until_its_manifest_says_them() {
+    let known = pod("web", "node-a", &["10.244.1.2"]);
+    let new = pod("new", "node-a", &[]);
+    let declared = Arc::new(mesh(&(known + &new)));
+    let name = |name: &str| Name { namespace: "shop".into(), name: name.into() };
+    let uid = declared.pods[&name("new")].uid.clone();
+    let addresses = |found: &[&str]| -> BTreeSet<IpAddr> {
+        found.iter().map(|one| one.parse().unwrap()).collect()
+    };
+    let mut own = OwnNode::default();
+    assert!(!own.set_pod(&uid, &addresses(&[])));
+    assert!(own.set_pod(&uid, &addresses(&["10.244.1.3"])));
+    assert!(!own.set_pod(&uid, &addresses(&["10.244.1.3"])));
+    let made = own.added_to(&declared, "node-a");
+    assert_eq!(made.pods[&name("new")].addresses, [IpAddr::from([10, 244, 1, 3])]);
+
+    // Nobody gets another's.
+    assert!(own.set_pod(&uid, &addresses(&["10.244.1.2"])));
+    let made = own.added_to(&declared, "node-a");
+    assert!(made.pods[&name("new")].addresses.is_empty());
+    own.retain_pods(std::iter::empty());
+    assert!(own.set_pod(&uid, &addresses(&["10.244.1.4"])));
+}

@@ -212,7 +212,7 @@ fn finds_the_interface_of_a_pod_and_hooks_it() {
     let mut node = Node::new();
     let mut waiting = node.server.spawn(["sleep", "60"]).unwrap();
     let host = node.cluster.node("node-a").unwrap().namespace();
-    let find = || Kernel::interfaces_of(node.server.pod_cgroup()).unwrap();
+    let find = || Kernel::network_of(node.server.pod_cgroup()).unwrap().interfaces;
     assert!(find().is_empty(), "its interfaces lead to another namespace than this");
     let found = host.enter(find).unwrap();
     assert_eq!(found.len(), 1);

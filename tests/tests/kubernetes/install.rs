@@ -161,21 +161,28 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
         let words = ["exec", "-n", "shop", "watcher", "--", "sh", "-c", &script];
         cluster.kubectl_command(words)?.spawn()
     };
-    // Who watches is on the other node: `kubectl exec` goes by the kubelet.
-    let friend = ["exec", "-n", "shop", "friend-far", "--", "sh", "-c"];
-    let talk =
-        format!("mkfifo /tmp/in; sleep infinity > /tmp/in & nc {web} 9000 < /tmp/in > /tmp/out &");
-    cluster.kubectl(friend.iter().chain(&[&*format!("{{ {talk} }} > /dev/null 2>&1")]))?;
-    let say = |word: &str| -> Result<()> {
-        cluster.kubectl(friend.iter().chain(&[&*format!("echo {word} > /tmp/in")]))?;
-        eventually_within(WITHIN, &format!("the echo of {word:?}"), || {
-            cluster
-                .kubectl(friend.iter().chain(&[&*format!("grep {word} /tmp/out")]))
-                .ok()
-                .map(drop)
+    let inside = |pod: &str, script: &str| {
+        cluster.kubectl(["exec", "-n", "shop", pod, "--", "sh", "-c", script])
+    };
+    let friends = ["friend", "friend-far"];
+    for friend in friends {
+        let talk = format!(
+            "mkfifo /tmp/in; sleep infinity > /tmp/in & nc {web} 9000 < /tmp/in > /tmp/out &"
+        );
+        inside(friend, &format!("{{ {talk} }} > /dev/null 2>&1"))?;
+    }
+    let say = |friend: &str, word: &str| -> Result<()> {
+        eventually_within(WITHIN, &format!("{friend} to say {word:?}"), || {
+            inside(friend, &format!("echo {word} > /tmp/in")).ok()
+        })?;
+        eventually_within(WITHIN, &format!("the echo of {word:?} at {friend}"), || {
+            inside(friend, &format!("grep {word} /tmp/out")).ok().map(drop)
         })
     };
-    say("before")?;
+    for friend in friends {
+        say(friend, "before")?;
+    }
+    // Who watches is on the other node: `kubectl exec` goes by the kubelet.
     let mut denied = asks(format!(
         "echo tries; while :; do curl -s -m 1 http://{web}:8080/ && echo answered; done"
     ))?;
@@ -184,7 +191,7 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
     let node = cluster.node("node-a")?;
     node.stop_kubelet();
     node.stop_containerd();
-    say("without-kubelet")?;
+    say("friend-far", "without-kubelet")?;
     node.start_containerd()?;
     node.start_kubelet()?;
     cluster.apply(&LATE.replace("IMAGE", WORKLOAD_IMAGE))?;
@@ -192,18 +199,23 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
     let late = ["exec", "-n", "shop", "late", "--", "curl", "-sS", "-m3"];
     let url = format!("http://{web}:8080/");
     ensure!(cluster.kubectl(late.iter().chain(&[&*url])).is_err(), "the late pod was answered");
-    say("with-a-new-kubelet")?;
+    for friend in friends {
+        say(friend, "with-a-new-kubelet")?;
+    }
 
-    // The agents are replaced, and adopt what is pinned.
+    // The agents are replaced, and adopt what is pinned. Tunnels end with their proxy.
     let held = held_by_all(cluster)?;
     weft(cluster, &["upgrade", "--set", "log.level=debug", "--wait", "--timeout", "3m"])
         .with_context(|| cluster.diagnose_weft())?;
     let maps = held_by_all(cluster)?.maps;
     ensure!(maps == held.maps, "maps were {:?}, and are {maps:?}", held.maps);
-    let friend = ["exec", "-n", "shop", "friend", "--", "curl", "-sS", "-m3", &url];
-    let answer =
-        eventually_within(WITHIN, "the friend to be answered", || cluster.kubectl(friend).ok())?;
-    ensure!(answer == "hello from shop/web\n", "{answer:?}");
+    say("friend", "after-the-upgrade")?;
+    let ask = format!("curl -sS -m3 {url}");
+    for friend in friends {
+        let answer =
+            eventually_within(WITHIN, "a friend to be answered", || inside(friend, &ask).ok())?;
+        ensure!(answer == "hello from shop/web\n", "{friend}: {answer:?}");
+    }
     ensure!(denied.is_running(), "who tries has ended: {}", denied.stderr());
     let said = denied.stdout();
     ensure!(!said.contains("answered"), "who is denied was answered meanwhile: {said}");

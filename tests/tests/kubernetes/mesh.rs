@@ -171,6 +171,8 @@ kind: Job
 metadata: { name: job, namespace: @ }
 spec:
   backoffLimit: 0
+  completions: 3
+  parallelism: 3
   template:
     spec:
       nodeName: node-b
@@ -191,20 +193,23 @@ spec:
 ",
     )?;
     let at = ["--namespace", namespace];
+    let log = |container: &str| {
+        let of_the_job = ["logs", "-l", "job-name=job", "--tail=-1", "-c", container];
+        cluster.kubectl(of_the_job.iter().chain(&at))
+    };
     let wait = ["wait", "job/job", "--for=condition=Complete", "--timeout=90s"];
     cluster.kubectl(wait.iter().chain(&at)).with_context(|| {
         let pods = cluster.kubectl(["get", "pods,events", "--namespace", namespace]);
-        pods.unwrap_or_else(|error| format!("{error:#}"))
+        format!("{pods:?}\nbefore: {:?}\nmain: {:?}", log("before"), log("main"))
     })?;
-    let log =
-        |container: &str| cluster.kubectl(["logs", "job/job", "-c", container].iter().chain(&at));
+    // Their first words, too, come from pods that have just begun.
     let (before, main) = (log("before")?, log("main")?);
-    ensure!(before == "hello from mesh-jobs/server\n", "{before:?}");
-    ensure!(main.starts_with("hello from mesh-jobs/job-"), "{main:?}");
-    ensure!(main.ends_with("\nhello from mesh-jobs/server\n"), "{main:?}");
+    ensure!(before == "hello from mesh-jobs/server\n".repeat(3), "{before:?}");
+    ensure!(main.matches("hello from mesh-jobs/job-").count() == 3, "{main:?}");
+    ensure!(main.matches("hello from mesh-jobs/server\n").count() == 3, "{main:?}");
     let phase = "--output=jsonpath={.items[*].status.phase}";
     let phase = cluster.kubectl(["get", "pods", "-l", "job-name=job", phase].iter().chain(&at))?;
-    ensure!(phase == "Succeeded", "the job's pod is {phase:?}");
+    ensure!(phase == "Succeeded Succeeded Succeeded", "the job's pods are {phase:?}");
     Ok(())
 }
 
