@@ -93,8 +93,13 @@ impl OwnNode {
             .filter(|pod| *pod.node == *node && pod.addresses.is_empty() && !pod.host_network)
             .filter_map(|pod| {
                 let found = self.pods.get(&pod.uid)?;
+                let claims = |address: &IpAddr| {
+                    self.pods.values().filter(|found| found.contains(address)).count()
+                };
                 let free = |address: &&IpAddr| {
-                    !taken.contains(*address) && !self.addresses.contains(*address)
+                    !taken.contains(*address)
+                        && !self.addresses.contains(*address)
+                        && claims(address) == 1
                 };
                 let addresses: Vec<IpAddr> = found.iter().filter(free).copied().collect();
                 (!addresses.is_empty()).then(|| Pod { addresses, ..Pod::clone(pod) })

@@ -157,6 +157,10 @@ fn a_pod_has_its_interfaces_addresses_until_its_manifest_says_them() {
     assert!(own.set_pod(&uid, &addresses(&["10.244.1.2"])));
     let made = own.added_to(&declared, "node-a");
     assert!(made.pods[&name("new")].addresses.is_empty());
-    own.retain_pods(std::iter::empty());
     assert!(own.set_pod(&uid, &addresses(&["10.244.1.4"])));
+    assert!(own.set_pod(&"another".into(), &addresses(&["10.244.1.4"])));
+    let made = own.added_to(&declared, "node-a");
+    assert!(made.pods[&name("new")].addresses.is_empty(), "two have it");
+    own.retain_pods([&uid].into_iter());
+    assert!(own.set_pod(&"another".into(), &addresses(&["10.244.1.5"])));
 }
