@@ -397,7 +397,8 @@ impl Reconciler {
         });
         let (node, ports) = (self.node.clone(), self.ports);
         // The proxy listens where the Node says.
-        self.tell_proxy(|state| state.set_mesh(&self.view.mesh, &node, ports));
+        let nodes = &self.view.mesh.nodes;
+        self.tell_proxy(|state| state.set_mesh(&mesh, nodes, &node, ports));
         self.outputs.snapshots.publish(Snapshot {
             generation,
             applied: SystemTime::now(),

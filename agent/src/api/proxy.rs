@@ -46,9 +46,16 @@ impl ProxyState {
         Self { trust_roots: root_pem.as_bytes().to_vec(), ..Self::default() }
     }
 
-    /// Takes over what the mesh says.
-    pub fn set_mesh(&mut self, mesh: &Mesh, node: &str, ports: ProxyPorts) {
-        let own = mesh.nodes.get(node);
+    /// Takes over what the mesh says. `nodes` are as they are declared: at those addresses proxies
+    /// listen.
+    pub fn set_mesh(
+        &mut self,
+        mesh: &Mesh,
+        nodes: &BTreeMap<Arc<str>, Node>,
+        node: &str,
+        ports: ProxyPorts,
+    ) {
+        let own = nodes.get(node);
         self.settings = ProxySettings {
             node: node.to_owned(),
             trust_domain: mesh.settings.trust_domain.to_string(),
@@ -63,8 +70,7 @@ impl ProxyState {
                 addresses: pod.addresses.iter().map(ToString::to_string).collect(),
                 identity: mesh.identity(pod),
                 node: pod.node.to_string(),
-                tunnels: mesh
-                    .nodes
+                tunnels: nodes
                     .get(&pod.node)
                     .map(|node| listeners(node, ports.inbound))
                     .unwrap_or_default(),

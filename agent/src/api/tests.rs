@@ -134,7 +134,7 @@ fn the_proxy_gets_everything_once_and_then_what_changes() {
     let before = mesh(
         &(NODES.to_owned() + &pod("web", "n1", &["10.0.0.1"]) + &pod("api", "n2", &["10.0.1.1"])),
     );
-    state.set_mesh(&before, "n1", PORTS);
+    state.set_mesh(&before, &before.nodes, "n1", PORTS);
     let all = state.updates_since(None);
     assert_eq!(all.len(), 1);
     assert!(all[0].synced);
@@ -154,7 +154,8 @@ fn the_proxy_gets_everything_once_and_then_what_changes() {
     assert!(known["shop/web"].2);
 
     let mut next = state.clone();
-    next.set_mesh(&mesh(&(NODES.to_owned() + &pod("web", "n1", &["10.0.0.7"]))), "n1", PORTS);
+    let moved = mesh(&(NODES.to_owned() + &pod("web", "n1", &["10.0.0.7"])));
+    next.set_mesh(&moved, &moved.nodes, "n1", PORTS);
     let changes = next.updates_since(Some(&state));
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].removed_workloads, ["shop/api"]);
@@ -173,7 +174,8 @@ fn a_large_mesh_comes_in_several_messages_and_the_last_is_marked() {
         })
         .collect();
     let mut state = ProxyState::new("root");
-    state.set_mesh(&mesh(&pods), "n1", PORTS);
+    let mesh = mesh(&pods);
+    state.set_mesh(&mesh, &mesh.nodes, "n1", PORTS);
     let updates = state.updates_since(None);
     assert_eq!(workloads(&updates).len(), 4500);
     let synced: Vec<bool> = updates.iter().map(|update| update.synced).collect();
@@ -199,7 +201,7 @@ async fn a_proxy_that_watches_gets_renewed_certificates() {
     assert!(timeout(Duration::from_millis(50), updates.next()).await.is_err());
 
     let mesh = mesh(&pod("web", "n1", &["10.0.0.1"]));
-    proxy.state.send_modify(|state| Arc::make_mut(state).set_mesh(&mesh, "n1", PORTS));
+    proxy.state.send_modify(|state| Arc::make_mut(state).set_mesh(&mesh, &mesh.nodes, "n1", PORTS));
     let first = timeout(DEADLINE, updates.next()).await.unwrap().unwrap().unwrap();
     assert!(first.synced && first.certificates.is_empty() && first.workloads.len() == 1);
     assert!(first.trust_roots.is_empty());

@@ -173,7 +173,7 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
     }
     let say = |friend: &str, word: &str| -> Result<()> {
         eventually_within(WITHIN, &format!("{friend} to say {word:?}"), || {
-            inside(friend, &format!("echo {word} > /tmp/in")).ok()
+            inside(friend, &format!("timeout 5 sh -c 'echo {word} > /tmp/in'")).ok()
         })?;
         eventually_within(WITHIN, &format!("the echo of {word:?} at {friend}"), || {
             inside(friend, &format!("grep {word} /tmp/out")).ok().map(drop)
@@ -215,6 +215,10 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
         let answer =
             eventually_within(WITHIN, "a friend to be answered", || inside(friend, &ask).ok())?;
         ensure!(answer == "hello from shop/web\n", "{friend}: {answer:?}");
+    }
+    // What is accelerated holds its program until it is closed.
+    for friend in friends {
+        inside(friend, "busybox killall nc sleep; true")?;
     }
     ensure!(denied.is_running(), "who tries has ended: {}", denied.stderr());
     let said = denied.stdout();

@@ -328,7 +328,7 @@ spec:
         inside(client, &format!("{{ {connect} }} > /dev/null 2>&1"))?;
     }
     let say = |client: &str, word: &str| {
-        inside(client, &format!("echo {word} > /tmp/in"))?;
+        inside(client, &format!("timeout 20 sh -c 'echo {word} > /tmp/in'"))?;
         eventually_within(WITHIN, &format!("the echo of {word:?} at {client}"), || {
             inside(client, &format!("grep {word} /tmp/out")).ok()
         })
