@@ -53,6 +53,7 @@ pub use programs::ProgramStatus;
 pub use remains::Remains;
 pub use settings::{MapSizes, Options, ProxyCgroup, Settings};
 pub use status::{MapStatus, Status};
+pub(crate) use system::release_memory;
 pub use tables::Applied;
 
 use flows::CutEvents;

@@ -32,7 +32,7 @@ use crate::flows::FlowRing;
 use crate::identity::SpiffeId;
 use crate::kernel::{
     Applied, ApplyError, BpfLog, CgroupWatch, CutConnection, Kernel, KernelError, NodeAddresses,
-    Options, Settings, cgroups,
+    Options, Settings, cgroups, release_memory,
 };
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::source::View;
@@ -48,6 +48,8 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// From a pod's cgroup to its first process, as a rule.
 const PREPARE: Duration = Duration::from_secs(10);
+/// From the last change until memory is given back.
+const QUIET: Duration = Duration::from_secs(5);
 /// After a change of policy, how long to look for connections that were being admitted meanwhile.
 const LATE: Duration = Duration::from_secs(10);
 
@@ -103,6 +105,8 @@ pub struct Reconciler {
     prepare_until: Instant,
     /// Connections that the policy forbids may still turn up until then.
     late_until: Instant,
+    /// When memory is to be given back that the last change needed.
+    release: Option<Instant>,
 }
 
 impl Reconciler {
@@ -144,6 +148,7 @@ impl Reconciler {
             retry: None,
             prepare_until: Instant::now(),
             late_until: Instant::now(),
+            release: None,
         }
     }
 
@@ -311,6 +316,10 @@ impl Reconciler {
             let cut = self.kernel.cut_late();
             self.take_cut(cut);
         }
+        if self.release.is_some_and(|release| release <= Instant::now()) {
+            self.release = None;
+            release_memory();
+        }
         if self.retry.is_some_and(|retry| retry <= Instant::now()) {
             self.reconcile();
         } else if self.problems.bindings.is_some() {
@@ -389,6 +398,7 @@ impl Reconciler {
     }
 
     fn publish(&mut self, mesh: Arc<Mesh>, tables: Arc<Tables>, generation: u32) {
+        self.release = Some(Instant::now() + QUIET);
         let wanted = identities(&mesh, &self.node);
         self.outputs.wanted.send_if_modified(|known| {
             let changed = *known != wanted;
