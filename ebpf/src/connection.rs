@@ -62,26 +62,44 @@ pub fn vouches(record: *mut Connection) -> bool {
     !accepted && socket_at(record, client_is_low(record)) != 0
 }
 
-/// Adds a record, still blank. `None` where the map is full. A record that is left of an
-/// earlier connection with the same endpoints gives way. Nobody else looks at the new one yet:
-/// its first packet has not left, or not reached its process.
+/// Why a record was not added.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum NotAdded {
+    /// There is one, left of an earlier connection with the same endpoints: see [`give_way`].
+    Exists,
+    /// The map is full.
+    Full,
+}
+
+/// Adds a record, still blank. Nobody else looks at it yet: its first packet has not left, or not
+/// reached its process.
 #[inline(never)]
-pub fn add(key: &ConnectionKey) -> Option<&'static mut Connection> {
+pub fn add(key: &ConnectionKey) -> Result<&'static mut Connection, NotAdded> {
     const EEXIST: i32 = -17;
     const NOEXIST: u64 = 1;
-    let blank = BLANK.get(0)?;
-    let mut added = CONNECTIONS.insert(key, blank, NOEXIST);
-    if added == Err(EEXIST) {
-        if let Some(old) = find(key) {
-            end(key, old, 0, 0);
+    let blank = BLANK.get(0).ok_or(NotAdded::Full)?;
+    match CONNECTIONS.insert(key, blank, NOEXIST) {
+        Ok(()) => {}
+        Err(EEXIST) => return Err(NotAdded::Exists),
+        Err(_) => {
+            tables::count(Counter::ConnectionsFull);
+            return Err(NotAdded::Full);
         }
-        added = CONNECTIONS.insert(key, blank, 0);
     }
-    if added.is_err() {
-        tables::count(Counter::ConnectionsFull);
-        return None;
+    match find(key) {
+        Some(record) => unsafe { record.as_mut() }.ok_or(NotAdded::Full),
+        None => Err(NotAdded::Full),
     }
-    unsafe { find(key)?.as_mut() }
+}
+
+/// Ends a record that is left of an earlier connection. A function that the programs call
+/// themselves: Linux 6.1 has 512 bytes of stack for a program and all that it calls.
+#[inline(never)]
+pub fn give_way(socket: &SocketKey) {
+    let (key, _) = socket.connection();
+    if let Some(old) = find(&key) {
+        end(&key, old, 0, 0);
+    }
 }
 
 /// Counts and reports a record that has been filled in.

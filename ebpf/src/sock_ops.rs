@@ -22,7 +22,7 @@ use weft_common::{
 };
 
 use crate::atomic;
-use crate::connection;
+use crate::connection::{self, NotAdded};
 use crate::context::{self, TCP};
 use crate::lagging;
 use crate::maps::SOCKETS;
@@ -68,8 +68,8 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
     let socket = socket.cast::<c_void>();
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if !connecting::<PROXY>(ops, socket) && !PROXY && unannounced(ops, socket) {
-                connecting::<PROXY>(ops, socket);
+            if !record::<PROXY>(ops, socket) && !PROXY && unannounced(ops, socket) {
+                record::<PROXY>(ops, socket);
             }
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => active::<PROXY>(ops, socket),
@@ -108,19 +108,36 @@ fn watch_state(ops: *mut bpf_sock_ops) {
 }
 
 /// A SYN is about to leave. False if nothing is known of the socket.
+#[inline(always)]
+fn record<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
+    let mut outcome = connecting::<PROXY>(ops, socket);
+    if outcome == TAKEN {
+        connection::give_way(&context::socket_of_ops(ops));
+        outcome = connecting::<PROXY>(ops, socket);
+    }
+    outcome != UNKNOWN
+}
+
+/// Nothing is known of the socket.
+const UNKNOWN: u32 = 0;
+/// There is a record, or there need not be one.
+const DONE: u32 = 1;
+/// A record of an earlier connection with the same endpoints is in the way.
+const TAKEN: u32 = 2;
+
 #[inline(never)]
-fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
+fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> u32 {
     let key = context::socket_of_ops(ops);
-    let Some(state) = context::state(socket) else { return false };
+    let Some(state) = context::state(socket) else { return UNKNOWN };
     if (state.flags & SOCKET_OF_PROXY != 0) != PROXY {
-        return true;
+        return DONE;
     }
     if state.flags & SOCKET_CLIENT == 0 || (PROXY && state.flags & SOCKET_HAS_SOURCE == 0) {
-        return true;
+        return DONE;
     }
     // A socket that was made by one pod and connected by another vouches for neither.
     if !PROXY && key.local != state.origin.source.address {
-        return true;
+        return DONE;
     }
     let (connection, low) = key.connection();
     let mut flags = 0;
@@ -142,14 +159,18 @@ fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) ->
         }
     }
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
-    let Some(record) = connection::add(&connection) else { return true };
+    let record = match connection::add(&connection) {
+        Ok(record) => record,
+        Err(NotAdded::Exists) => return TAKEN,
+        Err(NotAdded::Full) => return DONE,
+    };
     fill(record, state);
     record.flags = flags;
     connection::set_socket_at(record, low, own);
     state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
     watch_state(ops);
     connection::begin(record);
-    true
+    DONE
 }
 
 /// A pod's TCP connection that no `connect4` has seen: one of MPTCP. It goes straight, and its
@@ -306,7 +327,8 @@ fn admit(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
 #[inline(never)]
 fn record_accepted(key: &SocketKey, state: &mut SocketState, own: u64) {
     let (connection, low) = key.connection();
-    let Some(record) = connection::add(&connection) else { return };
+    // There was none a moment ago.
+    let Ok(record) = connection::add(&connection) else { return };
     fill(record, state);
     record.flags =
         CONNECTION_ACCEPTED | CONNECTION_ESTABLISHED | if low { 0 } else { CONNECTION_CLIENT_LOW };
