@@ -22,6 +22,13 @@ const SERVICE_ADDRESSES: &str = "10.96.0.0/16,fd00:10:96::/112";
 const API_SERVICE: [&str; 2] = ["10.96.0.1", "fd00:10:96::1"];
 const ETCD: &str = "http://127.0.0.1:2379";
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// What an API server that has started answers. It is ready before it has made its own objects;
+/// these are the last of them.
+const READY: [&str; 3] = [
+    "/readyz",
+    "/api/v1/namespaces/kube-node-lease",
+    "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
+];
 
 /// The control plane's processes.
 #[derive(Debug)]
@@ -198,14 +205,20 @@ impl ControlPlane {
                     }
                     // Before it is up, asking costs less than starting kubectl to ask.
                     std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).ok()?;
-                    let ready = self.run("kubectl").and_then(|kubectl| {
-                        let kubectl = kubectl.arg("--kubeconfig").arg(self.pki("admin.kubeconfig"));
-                        kubectl.args(["get", "--raw", "/readyz"]).output()
-                    });
-                    match ready {
-                        Ok(output) => output.status.success().then_some(Ok(())),
-                        Err(error) => Some(Err(error)),
+                    let answers = |path| {
+                        let kubectl = self.run("kubectl")?.arg("--kubeconfig");
+                        let kubectl = kubectl.arg(self.pki("admin.kubeconfig"));
+                        let answer = kubectl.args(["get", "--raw", path]).output()?;
+                        Ok::<_, anyhow::Error>(answer.status.success())
+                    };
+                    for path in READY {
+                        match answers(path) {
+                            Ok(true) => {}
+                            Ok(false) => return None,
+                            Err(error) => return Some(Err(error)),
+                        }
                     }
+                    Some(Ok(()))
                 })?
             })?
             .with_context(|| self.logs())
