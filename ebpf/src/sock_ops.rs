@@ -68,8 +68,8 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
     let socket = socket.cast::<c_void>();
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if !record::<PROXY>(ops, socket) && !PROXY && unannounced(ops, socket) {
-                record::<PROXY>(ops, socket);
+            if !add_record::<PROXY>(ops, socket) && !PROXY && unannounced(ops, socket) {
+                add_record::<PROXY>(ops, socket);
             }
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => active::<PROXY>(ops, socket),
@@ -107,9 +107,16 @@ fn watch_state(ops: *mut bpf_sock_ops) {
     unsafe { bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32) };
 }
 
+/// Nothing is known of the socket.
+const UNKNOWN: u32 = 0;
+/// There is a record, or there need not be one.
+const DONE: u32 = 1;
+/// A record of an earlier connection with the same endpoints is in the way.
+const TAKEN: u32 = 2;
+
 /// A SYN is about to leave. False if nothing is known of the socket.
 #[inline(always)]
-fn record<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
+fn add_record<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
     let mut outcome = connecting::<PROXY>(ops, socket);
     if outcome == TAKEN {
         connection::give_way(&context::socket_of_ops(ops));
@@ -118,13 +125,8 @@ fn record<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> boo
     outcome != UNKNOWN
 }
 
-/// Nothing is known of the socket.
-const UNKNOWN: u32 = 0;
-/// There is a record, or there need not be one.
-const DONE: u32 = 1;
-/// A record of an earlier connection with the same endpoints is in the way.
-const TAKEN: u32 = 2;
-
+/// Makes the record of a client's connection of what its socket's state says: `UNKNOWN`, `DONE` or
+/// `TAKEN`.
 #[inline(never)]
 fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> u32 {
     let key = context::socket_of_ops(ops);

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
-use kube::api::{DeleteParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::DeleteParams;
 use kube::config::{AuthInfo, Kubeconfig};
 use kube::{Api, Client, ResourceExt};
 use libtest_mimic::{Failed, Trial};
@@ -72,7 +71,8 @@ impl Shared {
 pub struct Fixture {
     /// An administrator.
     pub client: Client,
-    objects: Objects,
+    /// The same administrator's.
+    pub objects: Objects,
     /// The authority's and the agents' namespace.
     pub system: String,
     /// The workloads' namespace.
@@ -211,32 +211,6 @@ impl Fixture {
         Ok(())
     }
 
-    /// A token of an account, bound to a pod or not.
-    pub async fn token(
-        &self,
-        namespace: &str,
-        account: &str,
-        audience: Option<&str>,
-        pod: Option<&str>,
-    ) -> Result<String> {
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: audience.map(str::to_owned).into_iter().collect(),
-                bound_object_ref: pod.map(|pod| BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(pod.to_owned()),
-                    uid: None,
-                }),
-                expiration_seconds: Some(3600),
-            },
-            ..TokenRequest::default()
-        };
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        let made = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-        made.status.map(|status| status.token).context("no token")
-    }
-
     /// Starts `weft ca` as a replica.
     pub async fn authority(&self, replica: &str, arguments: &[&str]) -> Result<Authority> {
         self.authority_at(replica, "127.0.0.1:0", arguments).await
@@ -250,7 +224,7 @@ impl Fixture {
         arguments: &[&str],
     ) -> Result<Authority> {
         let mut kubeconfig = self.kubeconfig.clone();
-        let token = self.token(&self.system, "weft-ca", None, None).await?;
+        let token = self.objects.token(&self.system, "weft-ca", None, None).await?;
         for user in &mut kubeconfig.auth_infos {
             user.auth_info =
                 Some(AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() });
@@ -297,7 +271,8 @@ impl Fixture {
 
     /// An agent's client, with what the kubelet would have mounted.
     pub async fn agent(&self, authority: &Authority, life: Duration) -> Result<Agent> {
-        let token = self.token(&self.system, "weft-agent", Some(AUDIENCE), Some("agent-a")).await?;
+        let token =
+            self.objects.token(&self.system, "weft-agent", Some(AUDIENCE), Some("agent-a")).await?;
         let roots =
             eventually_async("the trust bundle", async || self.roots(&self.system).await).await?;
         let path = |name: &str| self.directory.path().join(name);

@@ -100,18 +100,22 @@ async fn tokens(fixture: &Fixture) -> Result<()> {
 
     let cases = [
         (
-            fixture.token(system, "weft-agent", Some("other"), bound).await?,
+            fixture.objects.token(system, "weft-agent", Some("other"), bound).await?,
             "Unauthenticated",
             "audience",
         ),
-        (fixture.token(system, "weft-agent", None, bound).await?, "Unauthenticated", "audience"),
         (
-            fixture.token(system, "weft-agent", Some(AUDIENCE), None).await?,
+            fixture.objects.token(system, "weft-agent", None, bound).await?,
+            "Unauthenticated",
+            "audience",
+        ),
+        (
+            fixture.objects.token(system, "weft-agent", Some(AUDIENCE), None).await?,
             "Unauthenticated",
             "bound to no pod",
         ),
         (
-            fixture.token(shop, "web", Some(AUDIENCE), Some("web")).await?,
+            fixture.objects.token(shop, "web", Some(AUDIENCE), Some("web")).await?,
             "PermissionDenied",
             "--agent-account",
         ),
@@ -187,7 +191,8 @@ async fn istio(fixture: &Fixture) -> Result<()> {
     let agent = fixture.agent(&authority, HOUR).await?;
     fixture.pod(&fixture.system, "ztunnel-b", "ztunnel", "node-b").await?;
     let (system, shop) = (&fixture.system, &fixture.shop);
-    let token = fixture.token(system, "ztunnel", Some("istio-ca"), Some("ztunnel-b")).await?;
+    let token =
+        fixture.objects.token(system, "ztunnel", Some("istio-ca"), Some("ztunnel-b")).await?;
     let client = IstioCertificateServiceClient::new(agent.client.channel());
     let key = new_key("test")?;
     let ask =
@@ -235,7 +240,7 @@ async fn istio(fixture: &Fixture) -> Result<()> {
     // Not of its node; for itself, which is off; an account that is no node proxy's.
     ensure!(code(ask(&token, Some(&web)).await) == denied);
     ensure!(code(ask(&token, None).await) == denied);
-    let pod = fixture.token(shop, "web", Some("istio-ca"), Some("web")).await?;
+    let pod = fixture.objects.token(shop, "web", Some("istio-ca"), Some("web")).await?;
     ensure!(code(ask(&pod, Some(&web)).await) == denied);
     // The agents' service takes no tokens of that audience.
     fs::write(&agent.token, &token)?;

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
-use weft_tests::{MeshNode, Pod, eventually};
+use weft_tests::{MeshNode, Pod, eventually, eventually_within};
 
 use crate::load::{Backend, Load, service_address};
 use crate::stage::{NODES, Stage, cpu_seconds, memory};
 
 /// One of so many services leads to a pod that runs; those are dialled.
 const DIALLED: usize = 10;
+/// Longer than an agent waits before it gives freed memory back.
+const QUIET: Duration = Duration::from_secs(6);
+/// Part of a core that an agent uses at most when it has nothing to do.
+const AT_REST: f64 = 0.02;
 /// How often `connect()` is timed with few services, and with many.
 const REPEATS: usize = 5;
 
@@ -54,7 +58,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let with_few = dial(&client, 0..options.few, options)?;
     stage.create_all("objects of services", services(options.few..options.services)).await?;
     await_services(&agent, options.services)?;
-    rest()?;
+    await_rest(&agent)?;
     let with_many = dial(&client, 0..options.few, options)?;
     let spread = dial(&client, options.few..options.services, options)?;
 
@@ -78,9 +82,8 @@ pub async fn run(options: &Options) -> Result<()> {
     let agent = start(&stage, fresh)?;
     println!("from the agent's start to its first policy: {:.2} s", began.elapsed().as_secs_f64());
     await_services(&agent, options.services)?;
-    let pid = agent.agent().as_ref().context("no agent")?.pid();
+    let pid = await_rest(&agent)?;
     println!("CPU until then: {:.2} s", cpu_seconds(pid)?);
-    rest()?;
     for (what, field) in [
         ("resident memory", "VmRSS"),
         ("at most", "VmHWM"),
@@ -121,10 +124,14 @@ fn await_services(node: &MeshNode, count: usize) -> Result<()> {
     })
 }
 
-/// What the start has left to do is done by then.
-fn rest() -> Result<()> {
-    std::thread::sleep(Duration::from_secs(10));
-    Ok(())
+/// Waits until an agent has nothing left to do for [`QUIET`].
+fn await_rest(node: &MeshNode) -> Result<u32> {
+    let pid = node.agent().as_ref().context("no agent")?.pid();
+    eventually_within(QUIET * 10, "the agent to be at rest", || {
+        let before = cpu_seconds(pid).ok()?;
+        std::thread::sleep(QUIET);
+        (cpu_seconds(pid).ok()? - before < AT_REST * QUIET.as_secs_f64()).then_some(pid)
+    })
 }
 
 /// Medians of p50 and p99 in nanoseconds.

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::PostParams;
 use serde_json::json;
 
 use super::api_server::ApiServer;
@@ -199,21 +197,6 @@ impl ApiCluster {
             },
         });
         self.objects.create(&pod).await?;
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![CA.to_owned()],
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(name),
-                    uid: None,
-                }),
-                expiration_seconds: Some(3600),
-            },
-            ..TokenRequest::default()
-        };
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.objects.client(), SYSTEM);
-        let made = accounts.create_token_request(AGENT, &PostParams::default(), &request).await?;
-        made.status.map(|status| status.token).context("no token")
+        self.objects.token(SYSTEM, AGENT, Some(CA), Some(&name)).await
     }
 }

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -121,6 +123,36 @@ impl Objects {
         let now = DeleteParams::default().grace_period(0);
         api.delete(name(object)?, &now).await.with_context(|| described(object))?;
         Ok(())
+    }
+
+    /// A token of an account for an hour, as a kubelet asks for it: for the API server itself
+    /// where no audience is given, bound to a pod or not.
+    ///
+    /// # Errors
+    /// There is no such account or pod.
+    pub async fn token(
+        &self,
+        namespace: &str,
+        account: &str,
+        audience: Option<&str>,
+        pod: Option<&str>,
+    ) -> Result<String> {
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: audience.map(str::to_owned).into_iter().collect(),
+                bound_object_ref: pod.map(|pod| BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(pod.to_owned()),
+                    uid: None,
+                }),
+                expiration_seconds: Some(3600),
+            },
+            ..TokenRequest::default()
+        };
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), namespace);
+        let made = accounts.create_token_request(account, &PostParams::default(), &request).await?;
+        made.status.map(|status| status.token).context("no token")
     }
 
     /// A pod's status is not taken with the pod.

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_tests::{Mesh, eventually};
+use weft_tests::{Mesh, eventually, eventually_within};
 
 use crate::town::Town;
 
 const LIFE: Duration = Duration::from_secs(12);
+/// What the authority logs.
+const ISSUED: &str = "issued a certificate";
 
 /// docs/ca.md, "When the authority is away".
 #[tokio::test(flavor = "multi_thread")]
@@ -20,8 +22,15 @@ async fn certificates_end_while_the_authority_is_away_and_tunnels_that_are_open_
     let mesh = town.base.cluster.start_mesh_with(|node| options[node].clone())?;
     let mut load = town.begin()?;
     let [near, far] = &town.servers;
-    // Certificates are renewed meanwhile.
-    tokio::time::sleep(LIFE * 2).await;
+    eventually_within(LIFE * 4, "each certificate to be renewed twice", || {
+        let log = authority.stderr();
+        let issued = |account| {
+            let to = format!("/sa/{account} ");
+            log.lines().filter(|line| line.contains(ISSUED) && line.contains(&to)).count()
+        };
+        ["client", "near", "far"].into_iter().all(|account| issued(account) > 2).then_some(())
+    })
+    .with_context(|| authority.stderr())?;
     let counts = load.counts()?;
     ensure!(counts.iter().all(|(_, failures)| *failures == 0), "{}", load.errors());
     let [_, mut new_far] = load.new;
