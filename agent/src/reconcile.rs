@@ -419,11 +419,7 @@ impl Reconciler {
     }
 
     fn tell_proxy(&self, change: impl FnOnce(&mut ProxyState)) {
-        self.outputs.proxy.send_if_modified(|state| {
-            let before = state.clone();
-            change(Arc::make_mut(state));
-            *before != **state
-        });
+        self.outputs.proxy.send_modify(|state| change(Arc::make_mut(state)));
     }
 
     /// Cuts connections that the policy in the kernel forbids.

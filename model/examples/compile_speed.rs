@@ -76,7 +76,7 @@ fn mesh() -> Mesh {
             let policy = policy(namespace, app, 8080);
             mesh.policies.insert(policy.origin.object.clone(), vec![Arc::new(policy)]);
             let service = service(namespace, app);
-            mesh.services.insert(service.name.clone(), service);
+            mesh.services.insert(service.name.clone(), Arc::new(service));
         }
     }
     mesh
@@ -95,7 +95,7 @@ fn pod(namespace: usize, number: usize) -> Pod {
     ]);
     Pod {
         uid: format!("uid-{index}").into(),
-        labels,
+        labels: Arc::new(labels),
         node: format!("node-{}", index % NODES).into(),
         service_account: "default".into(),
         addresses: vec![IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + index as u32))],

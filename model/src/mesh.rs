@@ -66,9 +66,9 @@ pub struct Mesh {
     /// By namespace and name.
     pub service_accounts: BTreeMap<Name, ServiceAccount>,
     /// By namespace and name.
-    pub services: BTreeMap<Name, Service>,
+    pub services: BTreeMap<Name, Arc<Service>>,
     /// By namespace and name of the slice.
-    pub endpoint_slices: BTreeMap<Name, EndpointSlice>,
+    pub endpoint_slices: BTreeMap<Name, Arc<EndpointSlice>>,
     /// By object, in the order in which the object says them.
     pub policies: BTreeMap<ObjectRef, Vec<Arc<Policy>>>,
     /// By object.

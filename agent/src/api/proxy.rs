@@ -6,11 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use itertools::Itertools;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use weft_model::mesh::{Mesh, Node};
+use weft_model::mesh::{Mesh, Node, Pod};
 use weft_proto::v1::proxy_config_server::ProxyConfig;
 use weft_proto::v1::{Certificate, ProxySettings, Update, WatchRequest, Workload};
 
@@ -21,14 +22,23 @@ use crate::identity::SpiffeId;
 const CHUNK: usize = 2000;
 
 /// Everything that the proxy is to know.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct ProxyState {
     settings: ProxySettings,
-    workloads: BTreeMap<Arc<str>, Arc<Workload>>,
+    /// None before the first policy has been applied.
+    workloads: Option<Workloads>,
     certificates: BTreeMap<SpiffeId, Arc<Certificate>>,
     trust_roots: Vec<u8>,
-    /// Whether it is complete: before the first policy has been applied it is not.
-    complete: bool,
+}
+
+/// The pods of a mesh, as a proxy is told of them.
+#[derive(Clone, Debug)]
+struct Workloads {
+    mesh: Arc<Mesh>,
+    /// The node of the proxy.
+    node: Arc<str>,
+    /// By node: where tunnels to its pods end.
+    tunnels: BTreeMap<Arc<str>, Vec<String>>,
 }
 
 /// The ports at which every node's proxy listens.
@@ -50,7 +60,7 @@ impl ProxyState {
     /// listen.
     pub fn set_mesh(
         &mut self,
-        mesh: &Mesh,
+        mesh: &Arc<Mesh>,
         nodes: &BTreeMap<Arc<str>, Node>,
         node: &str,
         ports: ProxyPorts,
@@ -62,25 +72,10 @@ impl ProxyState {
             outbound: own.map(|own| listeners(own, ports.outbound)).unwrap_or_default(),
             inbound: own.map(|own| listeners(own, ports.inbound)).unwrap_or_default(),
         };
-        let mut workloads = BTreeMap::new();
-        for pod in mesh.pods.values().filter(|pod| mesh.is_enrolled(pod)) {
-            let key: Arc<str> = pod.name.to_string().into();
-            let workload = Workload {
-                key: key.to_string(),
-                addresses: pod.addresses.iter().map(ToString::to_string).collect(),
-                identity: mesh.identity(pod),
-                node: pod.node.to_string(),
-                tunnels: nodes
-                    .get(&pod.node)
-                    .map(|node| listeners(node, ports.inbound))
-                    .unwrap_or_default(),
-                local: *pod.node == *node,
-            };
-            let kept = self.workloads.get(&key).filter(|known| ***known == workload).cloned();
-            workloads.insert(key, kept.unwrap_or_else(|| Arc::new(workload)));
-        }
-        self.workloads = workloads;
-        self.complete = true;
+        let tunnels =
+            nodes.iter().map(|(name, node)| (name.clone(), listeners(node, ports.inbound)));
+        self.workloads =
+            Some(Workloads { mesh: mesh.clone(), node: node.into(), tunnels: tunnels.collect() });
     }
 
     /// Takes over certificates, and the roots that go with them.
@@ -102,9 +97,9 @@ impl ProxyState {
         self.certificates = certificates;
     }
 
-    /// What brings a proxy that knows `last` (nothing, at first) to this state. Empty where
+    /// What brings a proxy that knows `last` (nothing, at first) to this state. Nothing where
     /// nothing has changed.
-    pub fn updates_since(&self, last: Option<&Self>) -> Vec<Update> {
+    pub fn updates_since(&self, last: Option<&Self>) -> impl Iterator<Item = Update> {
         let nothing = Self::default();
         let first = last.is_none();
         let last = last.unwrap_or(&nothing);
@@ -116,23 +111,76 @@ impl ProxyState {
         if !self.trust_roots.is_empty() && (first || self.trust_roots != last.trust_roots) {
             update.trust_roots = vec![self.trust_roots.clone()];
         }
-        update.removed_workloads = removed(&last.workloads, &self.workloads);
         update.removed_certificates = removed(&last.certificates, &self.certificates);
-        update.certificates =
-            changed(&last.certificates, &self.certificates).map(|new| (**new).clone()).collect();
+        update.certificates = changed(&last.certificates, &self.certificates);
+        let mut changed = Vec::new();
+        if let Some(workloads) = &self.workloads {
+            (changed, update.removed_workloads) = workloads.changes_since(last.workloads.as_ref());
+        }
+        let messages = match first || !changed.is_empty() || update != Update::default() {
+            true => changed.len().div_ceil(CHUNK).max(1),
+            false => 0,
+        };
+        let mut changed = changed.into_iter();
+        (1..=messages).map(move |number| {
+            let chunk = changed.by_ref().take(CHUNK);
+            Update {
+                workloads: chunk
+                    .filter_map(|pod| Some(self.workloads.as_ref()?.workload(pod)))
+                    .collect(),
+                synced: number == messages,
+                ..std::mem::take(&mut update)
+            }
+        })
+    }
+}
 
-        let mut workloads = changed(&last.workloads, &self.workloads).peekable();
-        let mut updates = Vec::new();
-        loop {
-            update.workloads = workloads.by_ref().take(CHUNK).map(|new| (**new).clone()).collect();
-            let done = workloads.peek().is_none();
-            update.synced = done;
-            if update != (Update { synced: true, ..Update::default() }) || first {
-                updates.push(std::mem::take(&mut update));
+impl Workloads {
+    /// Which pods are to be told of anew, and the keys of those that are no longer there.
+    fn changes_since(&self, last: Option<&Self>) -> (Vec<&Arc<Pod>>, Vec<String>) {
+        let Some(last) = last else {
+            let all = self.mesh.pods.values();
+            return (all.filter(|pod| self.mesh.is_enrolled(pod)).collect(), Vec::new());
+        };
+        let alike = self.tells_as(last);
+        let (mut changed, mut removed) = (Vec::new(), Vec::new());
+        let by_name = |old: &&Arc<Pod>, new: &&Arc<Pod>| old.name.cmp(&new.name);
+        let pods = last.mesh.pods.values().merge_join_by(self.mesh.pods.values(), by_name);
+        for pod in pods {
+            let (old, new) = pod.left_and_right();
+            if alike && old == new {
+                continue;
             }
-            if done {
-                return updates;
+            let old = old.filter(|pod| last.mesh.is_enrolled(pod));
+            let new = new.filter(|pod| self.mesh.is_enrolled(pod));
+            match (old, new) {
+                (None, Some(new)) => changed.push(new),
+                (Some(old), Some(new)) if last.workload(old) != self.workload(new) => {
+                    changed.push(new);
+                }
+                (Some(old), None) => removed.push(old.name.to_string()),
+                _ => {}
             }
+        }
+        (changed, removed)
+    }
+
+    /// Whether the same pod is told of in the same way as by `other`.
+    fn tells_as(&self, other: &Self) -> bool {
+        self.node == other.node
+            && self.tunnels == other.tunnels
+            && self.mesh.settings == other.mesh.settings
+            && self.mesh.namespaces == other.mesh.namespaces
+    }
+
+    fn workload(&self, pod: &Pod) -> Workload {
+        Workload {
+            key: pod.name.to_string(),
+            addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+            identity: self.mesh.identity(pod),
+            node: pod.node.to_string(),
+            tunnels: self.tunnels.get(&pod.node).cloned().unwrap_or_default(),
+            local: pod.node == self.node,
         }
     }
 }
@@ -147,11 +195,12 @@ fn listeners(node: &Node, port: u16) -> Vec<String> {
         .collect()
 }
 
-fn changed<'a, K: Ord, V: PartialEq>(
-    last: &'a BTreeMap<K, V>,
-    now: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = &'a V> {
-    now.iter().filter(|(key, new)| last.get(key) != Some(new)).map(|(_, new)| new)
+fn changed<K: Ord, V: Clone + PartialEq>(
+    last: &BTreeMap<K, Arc<V>>,
+    now: &BTreeMap<K, Arc<V>>,
+) -> Vec<V> {
+    let changed = now.iter().filter(|(key, new)| last.get(key) != Some(new));
+    changed.map(|(_, new)| (**new).clone()).collect()
 }
 
 fn removed<K: Ord + ToString, V>(last: &BTreeMap<K, V>, now: &BTreeMap<K, V>) -> Vec<String> {
@@ -209,7 +258,7 @@ async fn follow(
     let mut last: Option<Arc<ProxyState>> = None;
     loop {
         let now = state.borrow_and_update().clone();
-        if now.complete {
+        if now.workloads.is_some() {
             for update in now.updates_since(last.as_deref()) {
                 if sender.send(Ok(update)).await.is_err() {
                     return;

@@ -131,11 +131,11 @@ fn workloads(updates: &[Update]) -> BTreeMap<String, (String, Vec<String>, bool)
 #[test]
 fn the_proxy_gets_everything_once_and_then_what_changes() {
     let mut state = ProxyState::new("root");
-    let before = mesh(
+    let before = Arc::new(mesh(
         &(NODES.to_owned() + &pod("web", "n1", &["10.0.0.1"]) + &pod("api", "n2", &["10.0.1.1"])),
-    );
+    ));
     state.set_mesh(&before, &before.nodes, "n1", PORTS);
-    let all = state.updates_since(None);
+    let all: Vec<Update> = state.updates_since(None).collect();
     assert_eq!(all.len(), 1);
     assert!(all[0].synced);
     assert_eq!(all[0].trust_roots, [b"root".to_vec()]);
@@ -154,15 +154,24 @@ fn the_proxy_gets_everything_once_and_then_what_changes() {
     assert!(known["shop/web"].2);
 
     let mut next = state.clone();
-    let moved = mesh(&(NODES.to_owned() + &pod("web", "n1", &["10.0.0.7"])));
+    let moved = Arc::new(mesh(&(NODES.to_owned() + &pod("web", "n1", &["10.0.0.7"]))));
     next.set_mesh(&moved, &moved.nodes, "n1", PORTS);
-    let changes = next.updates_since(Some(&state));
+    let changes: Vec<Update> = next.updates_since(Some(&state)).collect();
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].removed_workloads, ["shop/api"]);
     assert_eq!(changes[0].workloads.len(), 1);
     assert_eq!(changes[0].settings, None);
     assert!(changes[0].trust_roots.is_empty());
-    assert!(next.updates_since(Some(&next)).is_empty());
+    assert_eq!(next.updates_since(Some(&next)).count(), 0);
+
+    // Who it is and where it is does not depend on the labels.
+    let mut labelled = (*moved).clone();
+    let pod = labelled.pods.values_mut().next().unwrap();
+    Arc::make_mut(pod).labels = Arc::new([("app".into(), "web".into())].into());
+    assert_ne!(labelled, *moved);
+    let mut later = next.clone();
+    later.set_mesh(&Arc::new(labelled), &moved.nodes, "n1", PORTS);
+    assert_eq!(later.updates_since(Some(&next)).count(), 0);
 }
 
 #[test]
@@ -174,9 +183,9 @@ fn a_large_mesh_comes_in_several_messages_and_the_last_is_marked() {
         })
         .collect();
     let mut state = ProxyState::new("root");
-    let mesh = mesh(&pods);
+    let mesh = Arc::new(mesh(&pods));
     state.set_mesh(&mesh, &mesh.nodes, "n1", PORTS);
-    let updates = state.updates_since(None);
+    let updates: Vec<Update> = state.updates_since(None).collect();
     assert_eq!(workloads(&updates).len(), 4500);
     let synced: Vec<bool> = updates.iter().map(|update| update.synced).collect();
     assert_eq!(synced, [false, false, true]);
@@ -200,7 +209,7 @@ async fn a_proxy_that_watches_gets_renewed_certificates() {
     // Nothing is said before it is complete.
     assert!(timeout(Duration::from_millis(50), updates.next()).await.is_err());
 
-    let mesh = mesh(&pod("web", "n1", &["10.0.0.1"]));
+    let mesh = Arc::new(mesh(&pod("web", "n1", &["10.0.0.1"])));
     proxy.state.send_modify(|state| Arc::make_mut(state).set_mesh(&mesh, &mesh.nodes, "n1", PORTS));
     let first = timeout(DEADLINE, updates.next()).await.unwrap().unwrap().unwrap();
     assert!(first.synced && first.certificates.is_empty() && first.workloads.len() == 1);

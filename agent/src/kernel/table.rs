@@ -148,7 +148,8 @@ impl<O: Ord + Copy, K: Pod, V: Pod + PartialEq> Table<O, K, V> {
 
     /// Forgets what would be needed to undo the change.
     pub(super) fn commit(&mut self) {
-        self.journal.clear();
+        // After a start it is as large as the table.
+        self.journal = Vec::new();
     }
 
     /// Undoes the change, the last write first. What cannot be undone is said.

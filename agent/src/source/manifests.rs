@@ -211,10 +211,10 @@ fn hold_in(mesh: &mut Mesh, resources: &[Held]) {
                 mesh.service_accounts.insert(account.name.clone(), account);
             }
             Held::Service(service) => {
-                mesh.services.insert(service.name.clone(), service);
+                mesh.services.insert(service.name.clone(), Arc::new(service));
             }
             Held::EndpointSlice(slice) => {
-                mesh.endpoint_slices.insert(slice.name.clone(), slice);
+                mesh.endpoint_slices.insert(slice.name.clone(), Arc::new(slice));
             }
             Held::Policy(policy) => {
                 mesh.policies.entry(policy.origin.object.clone()).or_default().push(policy);

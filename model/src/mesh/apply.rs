@@ -35,8 +35,12 @@ impl Mesh {
                 Resource::Node(new) => self.nodes.get(&new.name) == Some(new),
                 Resource::Pod(new) => self.pods.get(&new.name).is_some_and(|pod| **pod == *new),
                 Resource::ServiceAccount(new) => self.service_accounts.get(&new.name) == Some(new),
-                Resource::Service(new) => self.services.get(&new.name) == Some(new),
-                Resource::EndpointSlice(new) => self.endpoint_slices.get(&new.name) == Some(new),
+                Resource::Service(new) => {
+                    self.services.get(&new.name).is_some_and(|service| **service == *new)
+                }
+                Resource::EndpointSlice(new) => {
+                    self.endpoint_slices.get(&new.name).is_some_and(|slice| **slice == *new)
+                }
                 Resource::Policy(new) => {
                     policies.push(new);
                     of_own_kind -= 1;
@@ -155,10 +159,10 @@ impl Mesh {
                 self.service_accounts.insert(account.name.clone(), account);
             }
             Resource::Service(service) => {
-                self.services.insert(service.name.clone(), service);
+                self.services.insert(service.name.clone(), Arc::new(service));
             }
             Resource::EndpointSlice(slice) => {
-                self.endpoint_slices.insert(slice.name.clone(), slice);
+                self.endpoint_slices.insert(slice.name.clone(), Arc::new(slice));
             }
             Resource::Policy(policy) => {
                 self.policies.entry(object.clone()).or_default().push(Arc::new(policy));

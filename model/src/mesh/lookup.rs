@@ -143,7 +143,7 @@ impl Mesh {
         &'a self,
         service: &'a Service,
     ) -> impl Iterator<Item = &'a super::EndpointSlice> {
-        self.endpoint_slices.values().filter(move |slice| {
+        self.endpoint_slices.values().map(Arc::as_ref).filter(move |slice| {
             slice.name.namespace == service.name.namespace
                 && slice.service.as_ref() == Some(&service.name.name)
         })

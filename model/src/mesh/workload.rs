@@ -41,8 +41,8 @@ pub struct Pod {
     pub name: Name,
     /// `metadata.uid`, by which its cgroup is found.
     pub uid: Arc<str>,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels, which the pods of one template have in common.
+    pub labels: Arc<Labels>,
     /// `spec.nodeName`; empty while it is not scheduled.
     pub node: Arc<str>,
     /// `spec.serviceAccountName`, `default` if absent.

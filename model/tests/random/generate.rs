@@ -155,7 +155,7 @@ impl Generator {
         let pod = Pod {
             name: name.clone(),
             uid: format!("uid-{}", self.rng.u16(..)).into(),
-            labels: self.labels(),
+            labels: Arc::new(self.labels()),
             node: NODES[node].into(),
             service_account: (*self.of(&ACCOUNTS)).into(),
             addresses,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use weft_model::dialect::Finding;
-use weft_model::mesh::{Mesh, Name, ObjectRef, Resource, Settings};
+use weft_model::mesh::{Labels, Mesh, Name, ObjectRef, Resource, Settings};
 
 use super::follow::Seen;
 use super::kinds::Kind;
@@ -107,16 +107,17 @@ fn object(kind: &Kind, name: Name) -> ObjectRef {
     ObjectRef { kind: kind.kind.into(), name }
 }
 
-/// Texts that many objects have in common, each held once.
+/// Texts, and the labels of pods, that many objects have in common, each held once.
 #[derive(Debug, Default)]
 struct Texts {
     held: HashSet<Arc<str>>,
+    labels_of_pods: HashSet<Arc<Labels>>,
     after_sweep: usize,
 }
 
 impl Texts {
     fn share(&mut self, resource: &mut Resource) {
-        if self.held.len() > 1024 + self.after_sweep * 2 {
+        if self.count() > 1024 + self.after_sweep * 2 {
             self.sweep();
         }
         match resource {
@@ -124,7 +125,7 @@ impl Texts {
                 self.one(&mut pod.name.namespace);
                 self.one(&mut pod.node);
                 self.one(&mut pod.service_account);
-                self.labels(&mut pod.labels);
+                self.labels_of_pod(&mut pod.labels);
                 for port in &mut pod.named_ports {
                     self.one(&mut port.name);
                 }
@@ -152,7 +153,17 @@ impl Texts {
         }
     }
 
-    fn labels(&mut self, labels: &mut weft_model::mesh::Labels) {
+    fn labels_of_pod(&mut self, labels: &mut Arc<Labels>) {
+        match self.labels_of_pods.get(&**labels) {
+            Some(held) => *labels = held.clone(),
+            None => {
+                self.labels(Arc::make_mut(labels));
+                self.labels_of_pods.insert(labels.clone());
+            }
+        }
+    }
+
+    fn labels(&mut self, labels: &mut Labels) {
         *labels = std::mem::take(labels)
             .into_iter()
             .map(|(mut key, mut value)| {
@@ -174,7 +185,12 @@ impl Texts {
 
     /// Lets go of what nothing else holds.
     fn sweep(&mut self) {
+        self.labels_of_pods.retain(|labels| Arc::strong_count(labels) > 1);
         self.held.retain(|text| Arc::strong_count(text) > 1);
-        self.after_sweep = self.held.len();
+        self.after_sweep = self.count();
+    }
+
+    fn count(&self) -> usize {
+        self.held.len() + self.labels_of_pods.len()
     }
 }

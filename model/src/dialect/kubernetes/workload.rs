@@ -107,7 +107,7 @@ pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
     Some(Resource::Pod(Pod {
         name: reading.object.name.clone(),
         uid: uid.into(),
-        labels,
+        labels: Arc::new(labels),
         node: spec.node_name.unwrap_or_default().into(),
         service_account: account.into(),
         addresses,

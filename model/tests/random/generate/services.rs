@@ -1,6 +1,7 @@
 //! Services by chance.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use weft_model::mesh::*;
 
@@ -69,7 +70,7 @@ impl Generator {
             publish_not_ready: self.chance(6),
             origin: origin("Service", &name, "spec"),
         };
-        mesh.services.insert(name, service);
+        mesh.services.insert(name, Arc::new(service));
     }
 
     fn put_slice(&mut self, mesh: &mut Mesh, name: &Name) {
@@ -93,6 +94,6 @@ impl Generator {
             ]),
             endpoints,
         };
-        mesh.endpoint_slices.insert(name.clone(), slice);
+        mesh.endpoint_slices.insert(name.clone(), Arc::new(slice));
     }
 }
