@@ -2,6 +2,7 @@
 //! publishes the mesh that they say as a whole.
 
 mod directory;
+mod fixed;
 mod kubernetes;
 mod log;
 mod manifests;
@@ -16,6 +17,7 @@ use weft_model::dialect::{Finding, Severity};
 use weft_model::mesh::Mesh;
 
 pub use directory::{Directory, SourceError};
+pub use fixed::keep_fixed;
 pub use kubernetes::{Cluster, ClusterError};
 use log::FindingsLog;
 pub use manifests::Manifests;

@@ -123,6 +123,7 @@ impl CaArgs {
             mesh: Settings {
                 trust_domain: self.trust_domain.as_str().into(),
                 root_namespace: self.root_namespace.as_str().into(),
+                certificate_life: self.certificate_life,
                 ..Settings::default()
             },
             agents: (self.namespace.clone(), self.agent_daemonset.clone()),

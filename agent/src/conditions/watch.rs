@@ -14,11 +14,12 @@ use kube::{Api, Client, api::DynamicObject};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use weft_model::dialect::read_object;
-use weft_model::mesh::{ObjectRef, ObjectVersion, Settings};
+use weft_model::mesh::{ObjectRef, ObjectVersion, Resource, Settings};
 
 use super::LeaderSettings;
 use super::board::Change;
 use super::kinds::{Kind, kinds};
+use crate::source::keep_fixed;
 
 /// Between looks for a kind that is not installed.
 const NOT_INSTALLED: Duration = Duration::from_secs(5);
@@ -156,7 +157,13 @@ fn change(
         fields.insert("apiVersion".to_owned(), resource.api_version.as_str().into());
         fields.insert("kind".to_owned(), resource.kind.as_str().into());
     }
-    let document = read_object(settings, &value);
+    let mut document = read_object(settings, &value);
+    for resource in &document.resources {
+        if let Resource::Settings(said) = resource {
+            let object = document.object.as_ref();
+            document.findings.extend(keep_fixed(settings, &mut settings.with(said), object));
+        }
+    }
     let status = kind.is_own.then(|| {
         let status = value.get("status").cloned().unwrap_or_default();
         serde_json::from_value(status).unwrap_or_default()

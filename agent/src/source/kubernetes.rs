@@ -20,10 +20,10 @@ use kube::Client;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use weft_model::dialect::{Finding, Severity};
+use weft_model::dialect::Finding;
 use weft_model::mesh::{Mesh, Name, Settings};
 
-use super::{FindingsLog, View};
+use super::{FindingsLog, View, keep_fixed};
 use follow::{Change, Message};
 use kinds::{KINDS, Kind};
 use state::{Effect, State};
@@ -369,27 +369,7 @@ impl Follower {
     fn settle(&self, mesh: &mut Mesh) -> Vec<Finding> {
         let object = mesh.settings_objects.keys().next().cloned();
         let mut findings = mesh.settle();
-        let (own, said) = (&*self.settings, &mut mesh.settings);
-        let mut refuse = |field: &str, flag: &str| {
-            findings.push(Finding {
-                severity: Severity::Warning,
-                object: object.clone(),
-                field: field.into(),
-                reason: format!(
-                    "differs from what this agent was started with, which stays in force: restart \
-                     the agents and the CA with {flag}"
-                ),
-                location: None,
-            });
-        };
-        if said.trust_domain != own.trust_domain {
-            said.trust_domain = own.trust_domain.clone();
-            refuse("spec.trustDomain", "--trust-domain");
-        }
-        if said.certificate_life != own.certificate_life {
-            said.certificate_life = own.certificate_life;
-            refuse("spec.certificateLife", "--certificate-life");
-        }
+        findings.extend(keep_fixed(&self.settings, &mut mesh.settings, object.as_ref()));
         findings
     }
 

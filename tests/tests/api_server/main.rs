@@ -5,4 +5,5 @@
 mod authority;
 mod kills;
 mod server;
+mod settings;
 mod town;

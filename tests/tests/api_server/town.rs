@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -68,7 +69,14 @@ impl Town {
 
     /// One new connection with a request, to a server.
     pub fn ask(&self, server: &Pod) -> Result<Value> {
-        let connect = self.client.tool("connect")?.args(["--send", "hello"]);
+        const PATIENCE: Duration = Duration::from_secs(20);
+        self.ask_as(&self.client, server, PATIENCE)
+    }
+
+    /// The same from another pod, and how long it waits for an answer.
+    pub fn ask_as(&self, client: &Pod, server: &Pod, patience: Duration) -> Result<Value> {
+        let connect = client.tool("connect")?.args(["--send", "hello", "--milliseconds"]);
+        let connect = connect.arg(patience.as_millis().to_string());
         let output = connect.args(addresses(server)).output()?;
         output.json().pop().with_context(|| output.stderr.clone())
     }
