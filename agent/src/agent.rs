@@ -28,7 +28,7 @@ use crate::ca::{Authority, Source, WorkloadCertificates};
 use crate::conditions;
 use crate::flows::FlowRing;
 use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel, ProxyCgroup};
-use crate::reconcile::{Outputs, Reconciler};
+use crate::reconcile::{NetworkConfig, Outputs, Reconciler};
 use crate::snapshot::Snapshots;
 use crate::source::{Cluster, Directory};
 
@@ -52,6 +52,11 @@ pub fn proxy_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("proxy.sock")
 }
 
+/// Where the container runtime finds the network's configuration.
+pub fn network_directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("cni")
+}
+
 /// Everything that the agent is told.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -61,6 +66,9 @@ pub struct AgentConfig {
     pub manifests: Manifests,
     /// Where the sockets and the marker `ready` are.
     pub run_dir: PathBuf,
+    /// Where CNI plugins' installers write their configuration, if the container runtime is to have
+    /// it from the agent.
+    pub cni_config: Option<PathBuf>,
     /// The trust root's directory, where there is no `ca`.
     pub ca_dir: PathBuf,
     /// The cluster's certificate authority.
@@ -165,6 +173,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             wanted,
             connected: proxy.connected(),
             ready,
+            network: config
+                .cni_config
+                .map(|source| NetworkConfig::new(source, network_directory(&config.run_dir))),
         },
     );
     if let Some(log) = reconciler.bpf_log()? {

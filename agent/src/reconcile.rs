@@ -4,6 +4,7 @@
 mod bindings;
 mod host_network;
 mod interfaces;
+mod network_config;
 mod own_node;
 mod pods;
 mod proxy;
@@ -41,6 +42,8 @@ use bindings::{Bindings, cgroup_of_this_process};
 use interfaces::{Found, Interfaces};
 use own_node::OwnNode;
 
+pub use network_config::NetworkConfig;
+
 /// Between looks at the kernel's counters, and at what failed and may work now.
 const TICK: Duration = Duration::from_secs(1);
 /// Between tries to apply what could not be applied.
@@ -67,6 +70,8 @@ pub struct Outputs {
     pub connected: Arc<AtomicUsize>,
     /// Whoever waits for the first policy.
     pub ready: Ready,
+    /// The container runtime, where pods wait for the first policy, too.
+    pub network: Option<NetworkConfig>,
 }
 
 /// What is wrong now, by what it came from.
@@ -77,6 +82,7 @@ struct Problems {
     cgroups: Option<String>,
     bindings: Option<String>,
     addresses: Option<String>,
+    network: Option<String>,
     interfaces: BTreeMap<PodId, String>,
 }
 
@@ -304,6 +310,7 @@ impl Reconciler {
             Ok(counters) => self.outputs.flows.set_lost(counters.get(Counter::EventsLost)),
             Err(error) => tracing::warn!(%error, "counters"),
         }
+        self.publish_network();
         self.find_host_network();
         if Instant::now() < self.prepare_until
             && let Err(error) = self.kernel.prepare_to_cut()
@@ -416,6 +423,32 @@ impl Reconciler {
             tables,
         });
         self.outputs.ready.set(generation);
+        self.publish_network();
+    }
+
+    /// Lets the container runtime have the network's configuration, once a policy is in force.
+    fn publish_network(&mut self) {
+        let Some(network) = self.outputs.network.as_ref().filter(|_| self.tables.is_some()) else {
+            return;
+        };
+        self.problems.network = match network.publish() {
+            Ok(changed) => {
+                if changed {
+                    tracing::info!("the container runtime has the network's configuration");
+                }
+                None
+            }
+            Err(error) => {
+                let problem = format!(
+                    "--cni-config: {error}: pods may not start on this node; it is tried again \
+                     every second"
+                );
+                if self.problems.network.as_ref() != Some(&problem) {
+                    tracing::error!("{problem}");
+                }
+                Some(problem)
+            }
+        };
     }
 
     fn tell_proxy(&self, change: impl FnOnce(&mut ProxyState)) {

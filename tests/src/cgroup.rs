@@ -103,10 +103,20 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
+    kill(path)?;
+    remove_tree(path)
+}
+
+/// Kills every process in and below a cgroup, waits for their end, and removes what is below it.
+pub(crate) fn clear(path: &Path) -> Result<()> {
+    kill(path)?;
+    remove_below(path)
+}
+
+fn kill(path: &Path) -> Result<()> {
     fs::write(path.join("cgroup.kill"), "1")
         .with_context(|| format!("cannot kill what runs in {}", path.display()))?;
-    await_empty(path)?;
-    remove_tree(path)
+    await_empty(path)
 }
 
 /// Waits until no process is left; the kernel tells by POLLPRI on `cgroup.events`.
@@ -128,12 +138,17 @@ fn await_empty(path: &Path) -> Result<()> {
     }
 }
 
-fn remove_tree(path: &Path) -> Result<()> {
+fn remove_below(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path)?.flatten() {
         if entry.file_type()?.is_dir() {
             remove_tree(&entry.path())?;
         }
     }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    remove_below(path)?;
     fs::remove_dir(path).with_context(|| format!("cannot remove cgroup {}", path.display()))
 }
 

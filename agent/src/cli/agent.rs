@@ -36,6 +36,10 @@ pub struct AgentArgs {
     /// Where programs and maps are pinned, on a BPF file system
     #[arg(long, env = "WEFT_PIN_DIR", default_value = PIN_DIR, value_name = "DIR")]
     pin_dir: PathBuf,
+    /// Directory of the CNI's configuration, which the container runtime gets from RUN_DIR/cni once a
+    /// policy is in force: no pod starts before [default: pods are not kept back]
+    #[arg(long, env = "WEFT_CNI_CONFIG", value_name = "DIR")]
+    cni_config: Option<PathBuf>,
     /// Root of the pods' cgroups [default: kubepods.slice or kubepods in the hierarchy]
     #[arg(long, env = "WEFT_PODS_CGROUP", value_name = "PATH")]
     pods_cgroup: Option<PathBuf>,
@@ -224,6 +228,7 @@ impl AgentArgs {
                 None => Manifests::Cluster { kubeconfig: self.kubeconfig },
             },
             run_dir: self.run_dir,
+            cni_config: self.cni_config,
             ca_dir: self.ca_dir,
             ca: self.ca.address(self.certificate_life),
             certificate_life: self.certificate_life,

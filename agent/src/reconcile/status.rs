@@ -35,6 +35,7 @@ impl Reconciler {
         problems.extend(self.problems.bindings.iter().cloned());
         problems.extend(self.problems.cgroups.iter().cloned());
         problems.extend(self.problems.addresses.iter().cloned());
+        problems.extend(self.problems.network.iter().cloned());
         problems.extend(self.problems.cut.iter().cloned());
         problems.extend(self.lacking_certificates());
         let mut warnings: Vec<String> = self.view.warnings().collect();

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
 use super::images::PAUSE_IMAGE;
 use super::options::Cni;
 use super::tools::kubernetes_program;
+use crate::cgroup;
 use crate::mesh::binary;
 use crate::place::{Host, Place};
 use crate::process::{Output, Process, Run};
@@ -24,6 +25,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const RUNTIME_WITHOUT_CONTROLLERS: &str = "runc-without-controllers";
 /// Where [`RUNTIME_WITHOUT_CONTROLLERS`] is copied to, below the node's `/var/lib`.
 const OWN_PROGRAMS: &str = "weft-test";
+/// Where the network's configuration is, on the node.
+const NETWORK_DIRECTORY: &str = "/var/lib/cni/net.d";
 /// containerd's socket, on the node.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
@@ -202,6 +205,64 @@ impl KubernetesNode {
             .args(["--conntrack-max-per-core", "0"]);
         *lock(&self.kube_proxy) = Some(run.spawn()?);
         Ok(())
+    }
+
+    /// Where containerd looks for the network's configuration, from its next start on.
+    ///
+    /// # Errors
+    /// Its own configuration cannot be written.
+    pub fn set_network_directory(&self, directory: &str) -> Result<()> {
+        let path = self.data.join("lib/containerd.toml");
+        let text = fs::read_to_string(&path)?;
+        let before = format!("conf_dir = \"{NETWORK_DIRECTORY}\"");
+        ensure!(text.contains(&before), "{} has no {before}", path.display());
+        Ok(fs::write(&path, text.replace(&before, &format!("conf_dir = \"{directory}\"")))?)
+    }
+
+    /// Takes its power: kills all of its processes at once, also those of containers. With them
+    /// goes what a kernel and memory hold: cgroups, pods' network namespaces, rules of the
+    /// network, `/run`, the BPF file system. What is on its disk stays (`/var/lib`, `/var/log`),
+    /// and so does the link to the other nodes.
+    ///
+    /// # Errors
+    /// Something outlives it.
+    pub fn power_off(&self) -> Result<()> {
+        cgroup::clear(self.host.branch())?;
+        for process in [&self.kubelet, &self.containerd, &self.kube_proxy, &self.holder] {
+            *lock(process) = None;
+        }
+        // Programs are started in this one.
+        cgroup::create(self.host.cgroup())?;
+        eventually_within(STARTS_WITHIN, "the pods' interfaces to be gone", || {
+            let links = self.links().ok()?;
+            links.iter().all(|link| link.starts_with("cni")).then_some(())
+        })?;
+        for link in self.links()? {
+            self.host.namespace().ip(&format!("link del {link}\n"))?;
+        }
+        self.host.exec(["nft", "flush", "ruleset"])?.success().map(drop)
+    }
+
+    /// Starts it after [`Self::power_off`]. It is not ready yet.
+    ///
+    /// # Errors
+    /// Something cannot be started.
+    pub fn power_on(&self) -> Result<()> {
+        self.hold()?;
+        self.start_containerd()?;
+        self.start_kubelet()?;
+        if self.data.join("lib/kubelet/kube-proxy.kubeconfig").exists() {
+            self.start_kube_proxy()?;
+        }
+        Ok(())
+    }
+
+    /// Its interfaces, but loopback and the link to the other nodes.
+    fn links(&self) -> Result<Vec<String>> {
+        let listed = self.host.exec(["ip", "-json", "link"])?.success()?;
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
+        let names = listed.iter().filter_map(|link| link["ifname"].as_str());
+        Ok(names.filter(|name| !["lo", "eth0"].contains(name)).map(str::to_owned).collect())
     }
 
     /// What its programs have logged, for an error.
@@ -409,7 +470,7 @@ fn containerd_configuration(controllers: bool) -> Result<String> {
          restrict_oom_score_adj = true\n\
          [plugins.'io.containerd.cri.v1.runtime'.cni]\n\
          bin_dirs = [{plugins}]\n\
-         conf_dir = \"/var/lib/cni/net.d\"\n\
+         conf_dir = \"{NETWORK_DIRECTORY}\"\n\
          [plugins.'io.containerd.cri.v1.runtime'.containerd]\n\
          default_runtime_name = \"runc\"\n\
          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n\

@@ -1,7 +1,6 @@
 //! Weft as a user installs it: the chart, the commands, what the containers may do, and that nothing
 //! stays when it goes. On a cluster of its own, without kube-proxy, for Weft is the whole cluster's.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,17 +11,16 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use weft_tests::kubernetes::{WEFT_NAMESPACE, WORKLOAD_IMAGE, kubernetes_program};
-use weft_tests::{
-    Cni, KubernetesCluster, KubernetesNode, KubernetesOptions, Process, binary, eventually_within,
-};
+use weft_tests::{Cni, KubernetesCluster, KubernetesOptions, Process, binary, eventually_within};
 
+use crate::held::{Held, PINS};
 use crate::shared::{Shared, failed, import_weft};
+use crate::{reboot, upgrade};
 
 /// Numbers of BPF, PERFMON, NET_ADMIN, SYS_ADMIN, SYS_PTRACE and CHOWN (capability.h).
 const AGENT_CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 12 | 1 << 21 | 1 << 19 | 1;
 const PROXY_USER: &str = "65532";
-const PINS: &str = "sys/fs/bpf/weft";
-const WITHIN: Duration = Duration::from_secs(120);
+pub const WITHIN: Duration = Duration::from_secs(120);
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     let mut trials = shared.trials([("every_template_is_accepted_by_the_api_server", templates)]);
@@ -35,7 +33,7 @@ fn chart() -> PathBuf {
 }
 
 /// What `weft` said on standard output; the error is what it said otherwise.
-fn weft(cluster: &KubernetesCluster, words: &[&str]) -> Result<String> {
+pub fn weft(cluster: &KubernetesCluster, words: &[&str]) -> Result<String> {
     let helm = kubernetes_program("helm")?;
     let path = std::env::join_paths(helm.parent().map(Path::to_owned))?;
     let output = Command::new(binary("weft")?)
@@ -61,6 +59,7 @@ fn templates(cluster: &KubernetesCluster) -> Result<()> {
     let everything = [
         "--set=agent.mountBpfFileSystem=true,agent.bpfLog=true,agent.mapSizes.CONNECTIONS=500000",
         "--set=agent.podsCgroup=/sys/fs/cgroup/kubepods,agent.extraArgs={--flows-per-pod=1}",
+        "--set=agent.cniConfig=/etc/cni/net.d",
         "--set=priorityClass.create=true,compat.crds=true,proxy.threads=2",
         "--set=image.pullSecrets={registry},image.pullPolicy=Never",
         "--set=apiServer.host=10.0.0.1,ca.address=https://10.0.0.2:15012",
@@ -94,8 +93,9 @@ fn life() -> Result<()> {
     enrol(&cluster)?;
     endure(&cluster)?;
     report(&cluster)?;
+    reboot::reboot(&cluster)?;
 
-    let held = held_by_all(&cluster)?;
+    let held = Held::by(cluster.nodes())?;
     println!("{}", weft(&cluster, &["uninstall", "--yes"])?);
     nothing_is_left(&cluster, &held)
 }
@@ -113,8 +113,9 @@ fn before(cluster: &KubernetesCluster) -> Result<()> {
 
 fn install(cluster: &KubernetesCluster) -> Result<()> {
     let (host, port) = cluster.api_server();
-    let api_server = format!("apiServer.host={host},apiServer.port={port}");
-    weft(cluster, &["install", "--wait", "--timeout", "3m", "--set", &api_server])
+    let values = format!("apiServer.host={host},apiServer.port={port}");
+    let values = format!("{values},agent.cniConfig={}", reboot::NETWORK_CONFIG);
+    weft(cluster, &["install", "--wait", "--timeout", "3m", "--set", &values])
         .with_context(|| cluster.diagnose_weft())?;
     // The certificates' authority answers after the agents are ready.
     eventually_within(WITHIN, "all to be well", || weft(cluster, &["check"]).ok())
@@ -203,12 +204,7 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
         say(friend, "with-a-new-kubelet")?;
     }
 
-    // The agents are replaced, and adopt what is pinned. Tunnels end with their proxy.
-    let held = held_by_all(cluster)?;
-    weft(cluster, &["upgrade", "--set", "log.level=debug", "--wait", "--timeout", "3m"])
-        .with_context(|| cluster.diagnose_weft())?;
-    let maps = held_by_all(cluster)?.maps;
-    ensure!(maps == held.maps, "maps were {:?}, and are {maps:?}", held.maps);
+    upgrade::upgrade_and_roll_back(cluster, &format!("{web}:9000"))?;
     say("friend", "after-the-upgrade")?;
     let ask = format!("curl -sS -m3 {url}");
     for friend in friends {
@@ -218,7 +214,7 @@ fn endure(cluster: &KubernetesCluster) -> Result<()> {
     }
     // What is accelerated holds its program until it is closed.
     for friend in friends {
-        inside(friend, "busybox killall nc sleep; true")?;
+        inside(friend, "busybox killall nc sleep pod-tool; true")?;
     }
     ensure!(denied.is_running(), "who tries has ended: {}", denied.stderr());
     let said = denied.stdout();
@@ -364,63 +360,13 @@ fn process_of(pod: &str, program: &str) -> Result<String> {
     bail!("no process {program} in pod {pod}")
 }
 
-/// Maps and programs in the kernel, by id.
-#[derive(Debug, Default)]
-struct Held {
-    maps: BTreeSet<u64>,
-    programs: BTreeMap<u64, String>,
-}
-
-fn bpftool(words: &[&str]) -> Result<Value> {
-    let output = Command::new("bpftool").arg("--json").args(words).output()?;
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// What the nodes' pins hold: their maps, and the programs that use them.
-fn held_by_all(cluster: &KubernetesCluster) -> Result<Held> {
-    let mut held = Held::default();
-    for node in cluster.nodes() {
-        for map in pinned_maps(node)? {
-            let found = bpftool(&["map", "show", "pinned", map.to_str().context("a path")?])?;
-            held.maps.extend(found["id"].as_u64());
-        }
-    }
-    for program in bpftool(&["prog", "show"])?.as_array().context("programs")? {
-        let mut maps = program["map_ids"].as_array().into_iter().flatten();
-        if maps.any(|map| map.as_u64().is_some_and(|map| held.maps.contains(&map))) {
-            let name = program["name"].as_str().unwrap_or_default().to_owned();
-            held.programs.insert(program["id"].as_u64().context("id")?, name);
-        }
-    }
-    ensure!(!held.maps.is_empty() && !held.programs.is_empty(), "nothing is pinned: {held:?}");
-    Ok(held)
-}
-
-fn pinned_maps(node: &KubernetesNode) -> Result<Vec<PathBuf>> {
-    let mut maps = Vec::new();
-    for layout in fs::read_dir(node.root()?.join(PINS))? {
-        for map in fs::read_dir(layout?.path().join("maps"))? {
-            maps.push(map?.path());
-        }
-    }
-    Ok(maps)
-}
-
 fn nothing_is_left(cluster: &KubernetesCluster, held: &Held) -> Result<()> {
     for node in cluster.nodes() {
         let pins = node.root()?.join(PINS);
         ensure!(!pins.exists(), "{} is there", pins.display());
     }
-    let ids = |listed: Value| -> BTreeSet<u64> {
-        let listed = listed.as_array().cloned().unwrap_or_default();
-        listed.iter().filter_map(|one| one["id"].as_u64()).collect()
-    };
-    let programs = ids(bpftool(&["prog", "show"])?);
-    let left: Vec<_> = held.programs.iter().filter(|(id, _)| programs.contains(id)).collect();
-    ensure!(left.is_empty(), "programs are left: {left:?}");
-    let maps = ids(bpftool(&["map", "show"])?);
-    let left: Vec<_> = held.maps.intersection(&maps).collect();
-    ensure!(left.is_empty(), "maps are left: {left:?}");
+    let left = held.left()?;
+    ensure!(left.is_empty(), "there is left: {left:?}");
     println!("gone: {} programs, {} maps", held.programs.len(), held.maps.len());
 
     let crds = cluster.kubectl(["get", "crd", "-o", "name"])?;

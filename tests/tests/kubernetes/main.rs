@@ -1,12 +1,15 @@
 //! Tests on a real Kubernetes. One cluster serves most of them; each works in a namespace of its
 //! own. It needs `cargo xtask kubernetes`, and root.
 
+mod held;
 mod image;
 mod install;
 mod mesh;
 mod nodes;
 mod pods;
+mod reboot;
 mod shared;
+mod upgrade;
 
 use std::process::ExitCode;
 use std::sync::Arc;
