@@ -30,6 +30,7 @@ mod offsets;
 mod pins;
 mod programs;
 mod remains;
+mod removal;
 mod resize;
 mod settings;
 mod sockets;
@@ -51,6 +52,7 @@ pub use offsets::{OffsetsError, of_this_kernel as offsets_of_this_kernel};
 pub use pins::mount_bpf_file_system;
 pub use programs::ProgramStatus;
 pub use remains::Remains;
+pub use removal::{HeldConnection, Removed};
 pub use settings::{MapSizes, Options, ProxyCgroup, Settings};
 pub use status::{MapStatus, Status};
 pub(crate) use system::release_memory;
@@ -160,14 +162,6 @@ impl Kernel {
             adopted,
             _waker: waker,
         })
-    }
-
-    /// Detaches and frees everything that is pinned under `pin_dir`.
-    ///
-    /// # Errors
-    /// If an agent is running with it, or a pin cannot be removed.
-    pub fn remove(pin_dir: &Path) -> Result<(), OpenError> {
-        pins::remove(pin_dir)
     }
 
     /// Whether maps of an earlier agent were adopted.

@@ -14,6 +14,7 @@ mod getpeername;
 mod identity;
 mod interface;
 mod lagging;
+mod leaving;
 mod maps;
 mod packet;
 mod pod_packet;

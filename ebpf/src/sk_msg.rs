@@ -6,7 +6,7 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use weft_common::{
@@ -81,7 +81,7 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
     if held_for_good(record, low) {
         return false;
     }
-    if held(record, low) {
+    if is_held(record, low) {
         let drained = equal(sender, offsets.snd_una, offsets.write_seq)
             && equal(reader, offsets.copied_seq, offsets.rcv_nxt);
         let lags = reader_may_lag(record, low);
@@ -120,7 +120,7 @@ fn may_redirect(config: &Config, record: *mut Connection, low: bool, size: u32) 
 /// From now on the direction's bytes go to TCP.
 #[inline(always)]
 fn hold(key: &ConnectionKey, record: *mut Connection, low: bool) {
-    if !held(record, low) {
+    if !is_held(record, low) {
         remember_reader(key, record, low);
     }
 }
@@ -133,21 +133,21 @@ pub fn begin_redirection(record: *mut Connection, low: bool) {
     }
 }
 
-/// Ends redirection of what an end sends, for good. To be called with its reader's socket locked.
-/// False, and nothing has changed, where the reader may have redirected bytes to read, or get.
+/// Ends redirection of what an end sends, for good. False, and nothing has changed, where its
+/// reader may have redirected bytes to read, or get.
 ///
 /// The sender says that it has begun before it looks whether it may, and here it is the other way
 /// round, with a full barrier between the two at both ends: so either the sender sees that it may
-/// not, or it is seen here.
+/// not, or it is seen here. Bytes of TCP that come meanwhile change nothing.
 #[inline(never)]
 pub fn end_redirection(key: &ConnectionKey, record: *mut Connection, low: bool) -> bool {
-    let reader = connection::socket_at(record, !low);
     let began = began(record, low);
-    if !settled(reader, unsafe { read_volatile(began) }) {
+    let last = unsafe { read_volatile(began) };
+    if !has_read_redirected(record, low) {
         return false;
     }
     set_held(record, low, HELD_FOR_GOOD);
-    if settled(reader, atomic::fetch_add(began, 0)) {
+    if atomic::fetch_add(began, 0) == last {
         return true;
     }
     remember_reader(key, record, low);
@@ -155,9 +155,11 @@ pub fn end_redirection(key: &ConnectionKey, record: *mut Connection, low: bool) 
 }
 
 /// Holds a direction, and has its reader woken. A reader that closes forgets itself where it
-/// finds it held like that, so that is said first.
+/// finds it held like that, so that is said first. Whoever finds it held, and the reader not in
+/// `LAGGING` yet, sees that this has just begun.
 #[inline(always)]
 fn remember_reader(key: &ConnectionKey, record: *mut Connection, low: bool) {
+    atomic::swap(began(record, low), unsafe { bpf_ktime_get_ns() });
     set_held(record, low, HELD_BEHIND_REDIRECTED);
     lagging::remember(key, record, low);
 }
@@ -168,19 +170,33 @@ pub fn reader_may_lag(record: *mut Connection, low: bool) -> bool {
     matches!(how_held(record, low), HELD_BEHIND_REDIRECTED | HELD_FOR_GOOD)
 }
 
-/// Whether a reader has read all that was redirected to it, where that last began then. What has
-/// just begun may not be in its queue yet, and no program runs when it is.
+/// Whether the reader of what an end sends has read all that was redirected to it. What has just
+/// begun may not be in its queue yet, and no program runs when it is.
 #[inline(always)]
-fn settled(reader: u64, began: u64) -> bool {
+fn has_read_redirected(record: *mut Connection, low: bool) -> bool {
+    let began = unsafe { read_volatile(began(record, low)) };
+    // Iterators do not have the coarse clock, which is behind this one.
+    let now = unsafe { bpf_ktime_get_ns() };
     if began == 0 {
         return true;
     }
+    if now.saturating_sub(began) <= SETTLING {
+        return false;
+    }
+    let reader = connection::socket_at(record, !low);
+    match how_held(record, low) {
+        HELD | HELD_FOR_GOOD => true,
+        HELD_BEHIND_REDIRECTED if lagging::has_passed(reader) => true,
+        _ => has_nothing_unread(reader),
+    }
+}
+
+/// Whether a reader's queues are known to be empty.
+#[inline(always)]
+pub fn has_nothing_unread(reader: u64) -> bool {
     // Where redirected bytes may not be charged to the reader, nobody knows.
     let Some(config) = tables::config() else { return false };
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    config.flags & CONFIG_UNBOUNDED == 0
-        && now.saturating_sub(began) > SETTLING
-        && field(reader, OFFSETS.load().rmem_alloc) == Some(0)
+    config.flags & CONFIG_UNBOUNDED == 0 && field(reader, OFFSETS.load().rmem_alloc) == Some(0)
 }
 
 #[inline(always)]
@@ -211,8 +227,9 @@ pub fn field(socket: u64, offset: u32) -> Option<u32> {
     unsafe { bpf_probe_read_kernel((socket + u64::from(offset)) as *const u32) }.ok()
 }
 
+/// Whether what an end sends goes to TCP.
 #[inline(always)]
-fn held(record: *mut Connection, low: bool) -> bool {
+pub fn is_held(record: *mut Connection, low: bool) -> bool {
     how_held(record, low) != HELD_NOT
 }
 

@@ -2,15 +2,13 @@
 //! record goes with them.
 
 use core::ffi::c_void;
-use core::ptr::{self, read_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{
-    bpf_map_delete_elem, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set,
-};
+use aya_ebpf::helpers::{bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use weft_common::{
@@ -25,6 +23,7 @@ use crate::atomic;
 use crate::connection::{self, NotAdded};
 use crate::context::{self, TCP};
 use crate::lagging;
+use crate::leaving;
 use crate::maps::SOCKETS;
 use crate::sk_msg;
 use crate::tables;
@@ -380,8 +379,7 @@ fn finishing(ops: *mut bpf_sock_ops, socket: *mut c_void) {
         return;
     }
     if sk_msg::end_redirection(&connection, record, !low) {
-        let sockets = ptr::from_ref(&SOCKETS).cast_mut().cast::<c_void>();
-        unsafe { bpf_map_delete_elem(sockets, ptr::from_ref(&key).cast()) };
+        leaving::leave(&key);
     }
 }
 

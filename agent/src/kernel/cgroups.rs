@@ -17,6 +17,7 @@ mod mount;
 mod tests;
 mod watch;
 
+pub(super) use mount::find_by_id;
 pub use mount::{CgroupError, find_hierarchy, find_pods_root};
 pub use watch::{CgroupEvent, CgroupWatch};
 

@@ -100,6 +100,9 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// Sockets cannot be taken out of the map of sockets.
+    #[error("accelerated connections cannot go over to TCP: {0} (Linux 5.15 has what it needs)")]
+    Leave(#[source] io::Error),
     /// An adopted map cannot be given another size.
     #[error("an adopted map cannot be copied into one of another size: {0}")]
     Resize(#[source] Box<ApplyError>),

@@ -8,8 +8,7 @@
 //! tell, are found when all of `LAGGING` is read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,16 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, Queue};
-use aya::programs::{Iter, Program};
-use aya::{Btf, Ebpf};
-use aya_obj::generated::bpf_attach_type::BPF_TRACE_ITER;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use weft_common::{Connection, ConnectionKey, Lagging, PodId};
 
 use super::cgroups::{self, CgroupId};
 use super::system::{self, Target};
-use super::{OpenError, map_error, namespace};
+use super::{OpenError, map_error, namespace, programs};
 
 /// The program.
 const PROGRAM: &str = "wake_readers";
@@ -45,14 +42,7 @@ const NEWS: usize = 4096;
 /// what this kernel lacks.
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<WakeProgram, String> {
     let mut load = || -> io::Result<WakeProgram> {
-        let Some(Program::Iter(program)) = ebpf.program_mut(PROGRAM) else {
-            return Err(io::Error::other("the embedded eBPF object lacks it"));
-        };
-        let types = Btf::from_sys_fs().map_err(io::Error::other)?;
-        let program: &mut Iter = program;
-        program.load("tcp", &types).map_err(io::Error::other)?;
-        let program = program.fd().map_err(io::Error::other)?;
-        let link = system::create_link(program.as_fd(), Target::Nothing, BPF_TRACE_ITER)?;
+        let link = programs::load_iterator(ebpf, PROGRAM, "tcp", Target::Nothing)?;
         let iterator = WakeProgram { link };
         iterator.run()?;
         Ok(iterator)
@@ -71,19 +61,7 @@ pub(super) struct WakeProgram {
 impl WakeProgram {
     /// Runs it once for every TCP socket in the network namespace of the calling thread.
     fn run(&self) -> io::Result<()> {
-        let mut sockets = File::from(system::create_iterator(&self.link)?);
-        // It writes nothing, so this ends with the last socket.
-        let mut nothing = [0; 64];
-        loop {
-            match sockets.read(&mut nothing) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                // The kernel looks at a million sockets at most without a rest.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        system::run_iterator(&self.link)
     }
 }
 

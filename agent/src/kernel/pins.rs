@@ -32,14 +32,23 @@ impl Pins {
     /// Makes the directory if need be (and mounts the file system), and locks it.
     pub(super) fn open(directory: &Path, layout: &str) -> Result<Self, OpenError> {
         ensure_file_system(directory)?;
-        let layout = directory.join(layout);
-        let lock = lock(directory)?;
-        let pins = Self { directory: directory.to_owned(), layout, _lock: lock };
+        let pins = Self::open_as_it_is(directory, layout)?;
         let interfaces = [FrameWay::FromPod, FrameWay::ToPod].map(|way| pins.interfaces(way));
         for path in [pins.maps(), pins.links()].into_iter().chain(interfaces) {
             fs::create_dir_all(&path).map_err(|source| OpenError::Pin { path, source })?;
         }
         Ok(pins)
+    }
+
+    /// Locks a directory that is there, and makes nothing in it.
+    pub(super) fn open_as_it_is(directory: &Path, layout: &str) -> Result<Self, OpenError> {
+        let lock = lock(directory)?;
+        let layout = directory.join(layout);
+        Ok(Self { directory: directory.to_owned(), layout, _lock: lock })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(super) fn maps(&self) -> PathBuf {
@@ -93,26 +102,17 @@ impl Pins {
     }
 }
 
-/// Unpins everything below `directory`, so that programs are detached and maps are freed.
-/// Nothing is there: nothing is done.
-pub(super) fn remove(directory: &Path) -> Result<(), OpenError> {
-    if !directory.exists() {
-        return Ok(());
-    }
-    let _lock = lock(directory)?;
-    remove_all(directory)
-}
-
 /// Removes everything below `directory`. Links are detached first: where a link is only unpinned,
 /// its program runs on until the kernel comes to free it (a grace period and a work queue later),
 /// and as long as anybody has it open, be it for a look or in a process between fork and exec.
-fn remove_all(directory: &Path) -> Result<(), OpenError> {
+pub(super) fn remove_all(directory: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::Pin { path: directory.to_owned(), source };
     detach_links(directory).map_err(failed)?;
     fs::remove_dir_all(directory).map_err(failed)
 }
 
-fn detach_links(directory: &Path) -> io::Result<()> {
+/// Detaches every link that is pinned below `directory`.
+pub(super) fn detach_links(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use aya::Ebpf;
 use aya::maps::MapData;
 use aya::programs::Program;
+use aya::{Btf, Ebpf};
 use aya_obj::generated::bpf_attach_type::{self, *};
 
 use super::pins::Pins;
@@ -133,6 +133,23 @@ pub(super) fn load_one(name: &str, program: &mut Program) -> Result<(), OpenErro
         _ => return Err(OpenError::ProgramType { name: name.to_owned() }),
     };
     loaded.map_err(|source| OpenError::Load { name: name.to_owned(), source: source.into() })
+}
+
+/// Loads an iterator's program, which goes through all that is called `over`. It runs when it is
+/// told to.
+pub(super) fn load_iterator(
+    ebpf: &mut Ebpf,
+    name: &str,
+    over: &str,
+    target: Target<'_>,
+) -> io::Result<OwnedFd> {
+    let Some(Program::Iter(program)) = ebpf.program_mut(name) else {
+        return Err(io::Error::other("the embedded eBPF object lacks it"));
+    };
+    let types = Btf::from_sys_fs().map_err(io::Error::other)?;
+    program.load(over, &types).map_err(io::Error::other)?;
+    let program = program.fd().map_err(io::Error::other)?;
+    system::create_link(program.as_fd(), target, BPF_TRACE_ITER)
 }
 
 /// Attaches every program, or puts it in the place of the one that an earlier agent has left.

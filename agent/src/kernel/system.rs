@@ -4,7 +4,8 @@
 //! detaches what it attached when it is dropped; ours outlive the agent.
 
 use std::ffi::CString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +25,8 @@ pub(super) enum Target<'a> {
     Cgroup(BorrowedFd<'a>),
     /// A network interface of the calling thread's namespace.
     Interface(u32),
+    /// What an iterator goes through, in a map.
+    Map(BorrowedFd<'a>),
     /// Nowhere: it runs when it is told to.
     Nothing,
 }
@@ -98,6 +101,8 @@ pub(super) fn create_link(
 ) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.link_create.__bindgen_anon_1.prog_fd = raw(&program);
+    // The kernel's `union bpf_iter_link_info`, as far as it is looked at.
+    let iterated: u32;
     match target {
         Target::Cgroup(directory) => {
             attributes.link_create.__bindgen_anon_2.target_fd = raw(&directory);
@@ -105,18 +110,36 @@ pub(super) fn create_link(
         Target::Interface(index) => {
             attributes.link_create.__bindgen_anon_2.target_ifindex = index;
         }
+        Target::Map(map) => {
+            iterated = raw(&map);
+            attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info =
+                std::ptr::from_ref(&iterated) as u64;
+            attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len =
+                size_of_val(&iterated) as u32;
+        }
         Target::Nothing => {}
     }
     attributes.link_create.attach_type = attach_type as u32;
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
-/// Opens what runs an iterator's program, in the network namespace of the calling thread, when it
-/// is read.
-pub(super) fn create_iterator(link: impl AsFd) -> io::Result<OwnedFd> {
+/// Runs an iterator's program, which writes nothing, for everything that it goes through; sockets
+/// are those of the calling thread's network namespace.
+pub(super) fn run_iterator(link: impl AsFd) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.iter_create.link_fd = raw(&link);
-    bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned)
+    let mut iterator = File::from(bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned)?);
+    let mut nothing = [0; 64];
+    loop {
+        match iterator.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // The kernel looks at a million objects at most without a rest.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Replaces the program of a link, atomically.

@@ -7,4 +7,5 @@ mod adoption;
 mod connections;
 mod fixture;
 mod node;
+mod removal;
 mod tables;

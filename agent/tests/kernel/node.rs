@@ -16,12 +16,12 @@ pub struct Node {
     pub kernel: Kernel,
     pub client: Arc<Pod>,
     pub server: Arc<Pod>,
-    _pins: Pins,
+    pub pins: Pins,
     pub cluster: Cluster,
 }
 
 /// Removed before the cluster, whose cgroup the programs are attached to.
-struct Pins(PathBuf);
+pub struct Pins(pub PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
@@ -59,7 +59,7 @@ impl Node {
             kernel.bind_cgroup(found.id, id).unwrap();
         }
         assert_eq!(kernel.bound_cgroups().len(), 2);
-        Self { kernel, client, server, _pins: pins, cluster }
+        Self { kernel, client, server, pins, cluster }
     }
 
     /// Everyone may reach the pods, or nobody.

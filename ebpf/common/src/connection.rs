@@ -163,8 +163,8 @@ pub struct Connection {
     pub low_bytes: u64,
     /// Bytes redirected from the higher end.
     pub high_bytes: u64,
-    /// When the lower end last began to send what might be redirected
-    /// (`bpf_ktime_get_coarse_ns`); 0 if it never did.
+    /// When the lower end last began to send what might be redirected, or went over to TCP
+    /// (CLOCK_MONOTONIC, to a tick); 0 if it never did.
     pub low_began: u64,
     /// The same of the higher end.
     pub high_began: u64,

@@ -1,10 +1,13 @@
 //! An agent that dies and comes back, under load; and a proxy.
 
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
+use weft_tests::eventually;
 
 use crate::shop::{DENY_INGRESS, PORT, SOON, Shop, allow, builder, now, open, open_with};
 
@@ -86,6 +89,38 @@ fn tunnels_outlive_the_agent() -> Result<()> {
     shop.expect_answer("shop/client", far)?;
     let end = probe.await_event(SOON, "ended")?;
     ensure!(end["error"].is_null(), "{end}\n{}", shop.logs());
+    Ok(())
+}
+
+/// Nothing is left in the kernel, and what is accelerated goes on over TCP.
+#[test]
+fn what_is_open_goes_on_without_weft() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let mut server = shop.serve_with("shop/near", &["--mode", "trade", "--quiet"])?;
+    let near = shop.cluster.pod("shop/near")?.v4(PORT);
+    let (reader, writer) = std::io::pipe()?;
+    let client = shop.cluster.pod("shop/client")?;
+    let run = client.tool("trade")?.arg(near.to_string());
+    let mut client = run.stdin(File::from(OwnedFd::from(reader))).spawn()?;
+    client.await_event(SOON, "trading")?;
+    let node = shop.mesh.node("node-a")?;
+    eventually("words to be redirected", || {
+        node.status().ok()?["counters"]["redirected"].as_u64().filter(|count| *count > 100)
+    })?;
+    node.kill_proxy();
+    node.kill_agent();
+    let pins = node.pin_directory().display().to_string();
+    let removed = node.weft(["uninstall", "--node", "-o", "json", "--pin-dir", &*pins])?;
+    ensure!(removed.status.success(), "{removed:?}");
+    let report: Value = serde_json::from_str(&removed.stdout)?;
+    ensure!(report["left"] == json!([]) && report["found"]["programs"] != 0, "{report}");
+
+    ensure!(client.is_running(), "{}", client.tail());
+    drop(writer);
+    let ends = [client.await_event(SOON, "traded")?, server.await_event(SOON, "traded")?];
+    ensure!(ends.iter().all(|end| end["in_order"] == true), "{ends:?}");
+    ensure!(ends[0]["sent"] == ends[1]["words"], "{ends:?}");
+    ensure!(ends[1]["sent"] == ends[0]["words"], "{ends:?}");
     Ok(())
 }
 

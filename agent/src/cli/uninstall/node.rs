@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::EXIT_FOUND_WRONG;
 use crate::cli::output::{TableOrJson, print};
-use crate::kernel::{Kernel, KernelError, Remains};
+use crate::kernel::{HeldConnection, Kernel, KernelError, Remains};
 
 /// How long the kernel may take to free a program whose last link has gone.
 const FREED_WITHIN: Duration = Duration::from_secs(10);
+/// How many connections are named.
+const SHOWN: usize = 5;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What was in a node's kernel, and what is left.
@@ -24,6 +26,12 @@ pub(super) struct Report {
     pub found: Counts,
     /// Objects that are still there: programs and maps as `name (id)`.
     pub left: Vec<String>,
+    /// Accelerated connections that did not read what was redirected to them, as `end - end`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
+    /// Why accelerated connections could not go over to TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// Why the kernel could not be looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Option<String>,
@@ -39,9 +47,14 @@ pub(super) struct Counts {
 
 pub(super) fn run(pins: &Path, run_dir: &Path, output: TableOrJson) -> anyhow::Result<ExitCode> {
     let held = Remains::pinned_under(pins);
-    Kernel::remove(pins)?;
+    let removed = Kernel::remove(pins)?;
     let files = remove_run_files(run_dir);
-    let mut report = Report { pins: pins.display().to_string(), ..Report::default() };
+    let mut report = Report {
+        pins: pins.display().to_string(),
+        unread: removed.held.iter().map(HeldConnection::to_string).collect(),
+        trouble: removed.trouble,
+        ..Report::default()
+    };
     match held.and_then(|held| Ok((await_freed(&held)?, held))) {
         Ok((left, held)) => {
             report.found = Counts {
@@ -122,9 +135,30 @@ pub(super) fn text(report: &Report) -> String {
              links were pinned below {pins})"
         ),
         (None, false) => format!(
-            "the pins below {pins} are removed, but somebody still holds {}",
-            report.left.join(", ")
+            "the pins below {pins} are removed, but somebody still holds {}: {}",
+            report.left.join(", "),
+            holders(report)
         ),
+    }
+}
+
+/// Who holds what is left, and what can be done about it.
+fn holders(report: &Report) -> String {
+    if let Some(trouble) = &report.trouble {
+        return format!("{trouble}. It goes with the last accelerated connection: restart its pod");
+    }
+    match report.unread.len() {
+        0 => "most likely a process that waits in recv() on a connection that was accelerated, \
+              until it gets its next byte, or is restarted"
+            .to_owned(),
+        count => {
+            let shown = report.unread[..count.min(SHOWN)].join(", ");
+            let more = if count > SHOWN { ", ..." } else { "" };
+            format!(
+                "{count} accelerated connections have not read what was sent to them ({shown}\
+                 {more}). It goes when they are closed: restart the pods that do not read"
+            )
+        }
     }
 }
 
@@ -155,5 +189,10 @@ mod tests {
         assert!(text(&report).starts_with("nothing of Weft is left"));
         report.left.push("program pod_egress (7)".into());
         assert!(text(&report).contains("pod_egress (7)"));
+        assert!(text(&report).contains("recv()"));
+        report.unread = (0..7).map(|port| format!("10.0.0.1:{port} - 10.0.0.2:80")).collect();
+        let said = text(&report);
+        assert!(said.contains("7 accelerated connections"), "{said}");
+        assert!(said.contains("10.0.0.1:4 - 10.0.0.2:80, ...)"), "{said}");
     }
 }

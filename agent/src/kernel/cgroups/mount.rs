@@ -2,6 +2,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::CgroupId;
+
 /// Why the cgroup hierarchy cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -69,6 +71,32 @@ pub fn find_pods_root() -> Result<PathBuf, CgroupError> {
     }
     let found = paths.iter().find_map(|hierarchy| pods_root_in(hierarchy));
     found.ok_or(CgroupError::NoPods { paths })
+}
+
+/// The directory of a cgroup, looked for in every hierarchy that is mounted; none where there is no
+/// such cgroup.
+///
+/// # Errors
+/// If the mounts or a hierarchy's root cannot be read.
+pub(in crate::kernel) fn find_by_id(id: CgroupId) -> io::Result<Option<PathBuf>> {
+    fn below(path: &Path, id: CgroupId) -> io::Result<Option<PathBuf>> {
+        for (_, child) in super::directories(path)? {
+            if super::id_of(&child).is_ok_and(|found| found == id) {
+                return Ok(Some(child));
+            }
+            // One that has just gone has nothing below it.
+            if let Ok(Some(found)) = below(&child, id) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+    for hierarchy in hierarchies_in(&fs::read_to_string("/proc/self/mountinfo")?) {
+        if let Some(found) = below(&hierarchy, id)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The shallowest root of pods' cgroups below a directory.

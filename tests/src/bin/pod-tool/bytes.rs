@@ -1,10 +1,14 @@
 //! Streams of bytes that the receiver can check.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 
 use crate::report::{errno, report};
@@ -62,16 +66,27 @@ pub fn send_words(to: SocketAddr, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Words that came.
+pub struct Checked {
+    pub words: u64,
+    /// Whether each was one more than the last.
+    pub in_order: bool,
+}
+
 /// Reads how many words there are, and checks that they count up; stalls now and then.
-pub fn check_words(mut stream: impl Read, stall: Duration) -> io::Result<(u64, bool)> {
-    let mut random = Random(7);
+pub fn check_words(mut stream: impl Read, stall: Duration) -> io::Result<Checked> {
     let mut count = [0; 8];
     stream.read_exact(&mut count)?;
-    let count = u64::from_le_bytes(count);
+    check(stream, Some(u64::from_le_bytes(count)), stall)
+}
+
+/// Checks so many words, or all until the end.
+fn check(mut stream: impl Read, count: Option<u64>, stall: Duration) -> io::Result<Checked> {
+    let mut random = Random(7);
     let mut buffer = vec![0; 1 << 18];
     let (mut next, mut filled, mut in_order) = (0_u64, 0, true);
     let (mut since, mut until_stall) = (0, 1 << 20);
-    while next < count {
+    while count.is_none_or(|count| next < count) {
         let read = stream.read(&mut buffer[filled..])?;
         if read == 0 {
             break;
@@ -87,11 +102,76 @@ pub fn check_words(mut stream: impl Read, stall: Duration) -> io::Result<(u64, b
         since += read as u64;
         if since > until_stall && !stall.is_zero() {
             // The reader that lags behind is what is tested.
-            std::thread::sleep(stall);
+            thread::sleep(stall);
             (since, until_stall) = (0, random.below(16 << 20));
         }
     }
-    Ok((next, in_order && filled == 0))
+    Ok(Checked { words: next, in_order: in_order && filled == 0 })
+}
+
+/// Reads when there is something: on a socket that is accelerated, a read that waits while another
+/// thread sends may get EAGAIN.
+struct Polled<'a>(&'a TcpStream);
+
+impl Read for Polled<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            poll(&mut [PollFd::new(self.0, PollFlags::IN)], None)?;
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
+}
+
+/// The client's end of [`trade_words`], until standard input ends.
+pub fn trade(to: SocketAddr) -> Result<()> {
+    let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+    report(json!({ "event": "trading" }));
+    trade_words(&stream, Duration::from_millis(100), || {
+        // An end is an end, also by an error.
+        let _end = io::copy(&mut io::stdin(), &mut io::sink());
+    })?;
+    Ok(())
+}
+
+/// Sends words that count up, and checks those that come, both at the same time. It ends sending a
+/// piece after `until` says so, and reads until the other end has done the same.
+pub fn trade_words(
+    stream: &TcpStream,
+    stall: Duration,
+    until: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    let ending = Arc::new(AtomicBool::new(false));
+    let mut writer = stream.try_clone()?;
+    let stop = ending.clone();
+    thread::spawn(move || {
+        until();
+        stop.store(true, Ordering::Release);
+    });
+    let stop = ending.clone();
+    let sending = thread::spawn(move || -> io::Result<u64> {
+        let (mut random, mut next) = (Random(11), 0);
+        loop {
+            let last = stop.load(Ordering::Acquire);
+            let count = 1 + random.below(8192);
+            let piece: Vec<u8> = (next..next + count).flat_map(u64::to_le_bytes).collect();
+            writer.write_all(&piece)?;
+            next += count;
+            if last {
+                writer.shutdown(Shutdown::Write)?;
+                return Ok(next);
+            }
+            thread::sleep(Duration::from_millis(random.below(4)));
+        }
+    });
+    let checked = check(Polled(stream), None, stall)?;
+    ending.store(true, Ordering::Release);
+    let sent = sending.join().map_err(|_| io::Error::other("the sender has panicked"))??;
+    let Checked { words, in_order } = checked;
+    report(json!({ "event": "traded", "sent": sent, "words": words, "in_order": in_order }));
+    Ok(())
 }
 
 /// Writes until the peer's window is shut.

@@ -40,6 +40,12 @@ enum Role {
         #[arg(long, default_value_t = 16384)]
         kib: u64,
     },
+    /// Sends numbered words to `serve --mode trade` and checks those that come back, until its
+    /// standard input ends.
+    Trade {
+        /// Where to.
+        to: SocketAddr,
+    },
     /// Writes until nothing more is taken, and reports how much was.
     Fill {
         /// Where to.
@@ -98,6 +104,7 @@ fn main() -> anyhow::Result<()> {
         Role::Dial(options) => dial::dial(&options),
         Role::Datagram(options) => connect::datagram(&options),
         Role::Words { to, kib } => bytes::send_words(to, kib << 10),
+        Role::Trade { to } => bytes::trade(to),
         Role::Fill { to, mib } => bytes::fill(to, mib << 20),
         Role::Probe(options) => probe::probe(&options),
         Role::Exchange(options) => exchange::exchange(&options),

@@ -52,6 +52,8 @@ pub enum Mode {
     /// The same, told of new bytes by edge-triggered epoll, and taking a short read to mean that
     /// there are no more.
     EdgeWords,
+    /// The other end of `trade`.
+    Trade,
     /// Reads to the end, and sends it all back a while later.
     Late,
     /// Never reads.
@@ -166,7 +168,7 @@ fn handle(stream: TcpStream, peer: SocketAddr, mode: Mode, stall: Duration) -> i
             Ok(())
         }
         Mode::Words => {
-            let (words, in_order) = bytes::check_words(&stream, stall)?;
+            let bytes::Checked { words, in_order } = bytes::check_words(&stream, stall)?;
             report(json!({ "event": "words", "words": words, "in_order": in_order }));
             Ok(())
         }
@@ -174,10 +176,16 @@ fn handle(stream: TcpStream, peer: SocketAddr, mode: Mode, stall: Duration) -> i
             let reader = EdgeReader::new(&stream)?;
             // By then all that will be sent is on its way.
             thread::sleep(stall);
-            let (words, in_order) = bytes::check_words(reader, stall)?;
+            let bytes::Checked { words, in_order } = bytes::check_words(reader, stall)?;
             report(json!({ "event": "words", "words": words, "in_order": in_order }));
             Ok(())
         }
+        // Until the client ends.
+        Mode::Trade => bytes::trade_words(&stream, stall, || {
+            loop {
+                thread::park();
+            }
+        }),
         Mode::Exchange => exchange::answer(stream),
         Mode::Peer => {
             let text = json!({ "accepted": peer, "getpeername": stream.peer_addr()? });
