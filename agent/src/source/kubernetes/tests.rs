@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -120,6 +121,8 @@ fn what_a_complete_list_does_not_have_has_gone() {
     assert!(state.take(pods, seen(pods, pod("a", "10.0.0.1"))).mesh);
     assert!(state.take(pods, seen(pods, pod("b", "10.0.0.2"))).mesh);
     assert!(!state.take(pods, seen(pods, pod("b", "10.0.0.2"))).mesh, "nothing new");
+    let labels: Vec<_> = state.mesh.pods.values().map(|pod| &pod.labels).collect();
+    assert!(Arc::ptr_eq(labels[0], labels[1]), "equal labels are held twice");
 
     let listed: HashSet<Name> = [name("shop", "b")].into();
     assert!(state.retain(pods, &listed).mesh);
