@@ -228,6 +228,26 @@ impl Kernel {
         Ok(())
     }
 
+    /// Attaches the programs to the root of the pods' cgroups where that was made anew under its
+    /// path: they have gone with the one before.
+    ///
+    /// # Errors
+    /// If there is no such cgroup, or the kernel refuses.
+    pub fn follow_pods_cgroup(&mut self) -> Result<(), KernelError> {
+        let path = self.options.pods_cgroup.clone();
+        let failed = |source: std::io::Error| {
+            let what = format!("cannot attach to the pods' cgroup {}", path.display());
+            KernelError::new(what, source)
+        };
+        let root = cgroups::id_of(&path).map_err(failed)?;
+        if root == self.in_force.root_cgroup {
+            return Ok(());
+        }
+        programs::attach_to_pods(&self.ebpf, &self.pins, &path).map_err(failed)?;
+        let config = Config { root_cgroup: root, ..self.in_force };
+        self.write_config(config).map_err(|error| failed(std::io::Error::other(error)))
+    }
+
     /// Tells the programs which pod a cgroup is: [`weft_common::POD_OF_THE_MESH`] for the mesh's
     /// own.
     ///

@@ -80,6 +80,8 @@ struct Problems {
     apply: Option<String>,
     cut: Option<String>,
     cgroups: Option<String>,
+    /// The programs are not at the pods' root.
+    attach: Option<String>,
     bindings: Option<String>,
     addresses: Option<String>,
     network: Option<String>,
@@ -176,7 +178,7 @@ impl Reconciler {
     ) {
         // What the kernel has of an earlier agent is judged with all cgroups known.
         while let Some(event) = cgroups.try_next() {
-            self.bindings.take(event);
+            self.take_cgroup(event);
         }
         self.bind_own();
         self.take_view(view.borrow_and_update().clone());
@@ -191,24 +193,12 @@ impl Reconciler {
             }
         };
         self.reconcile();
-        let mut watching_cgroups = true;
         let mut tick = tokio::time::interval(TICK);
         loop {
             let look = self.interfaces.next().map(tokio::time::Instant::from_std);
             tokio::select! {
                 biased;
-                event = cgroups.next(), if watching_cgroups => match event {
-                    Some(event) => {
-                        self.take_cgroups(event, &mut cgroups);
-                    }
-                    None => {
-                        watching_cgroups = false;
-                        self.problems.cgroups = Some(
-                            "the pods' cgroups are no longer watched (is their root gone?): new \
-                             pods stay denied until the agent is restarted".to_owned(),
-                        );
-                    }
-                },
+                Some(event) = cgroups.next() => self.take_cgroups(event, &mut cgroups),
                 changed = view.changed() => {
                     if changed.is_err() {
                         return;
@@ -312,6 +302,9 @@ impl Reconciler {
         }
         self.publish_network();
         self.find_host_network();
+        if self.problems.attach.is_some() {
+            self.follow_pods_cgroup();
+        }
         if Instant::now() < self.prepare_until
             && let Err(error) = self.kernel.prepare_to_cut()
         {

@@ -201,14 +201,34 @@ pub(super) fn attach(
 
 /// Attaches the proxy's programs to its cgroup, where they are not there already.
 pub(super) fn attach_to_proxy(ebpf: &Ebpf, pins: &Pins, cgroup: &Path) -> io::Result<()> {
+    attach_where(ebpf, pins, cgroup, |hook| match hook {
+        Hook::Proxy(attach_type) => Some(attach_type),
+        _ => None,
+    })
+}
+
+/// Attaches the pods' programs to the root of their cgroups, where they are not there already.
+pub(super) fn attach_to_pods(ebpf: &Ebpf, pins: &Pins, cgroup: &Path) -> io::Result<()> {
+    attach_where(ebpf, pins, cgroup, |hook| match hook {
+        Hook::Pods(attach_type) => Some(attach_type),
+        _ => None,
+    })
+}
+
+fn attach_where(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    cgroup: &Path,
+    attach_type: impl Fn(Hook) -> Option<bpf_attach_type>,
+) -> io::Result<()> {
     for (name, hook) in HOOKS {
-        let Hook::Proxy(attach_type) = hook else { continue };
+        let Some(attach_type) = attach_type(*hook) else { continue };
         let program = ebpf
             .program(name)
             .ok_or_else(|| io::Error::other(format!("the object has no program {name}")))?
             .fd()
             .map_err(io::Error::other)?;
-        attach_to_cgroup(pins, name, program, cgroup, *attach_type)?;
+        attach_to_cgroup(pins, name, program, cgroup, attach_type)?;
     }
     Ok(())
 }

@@ -42,6 +42,7 @@ impl Bindings {
                 self.cgroups.remove(&cgroup.id);
                 self.host_network.forget(cgroup.id);
             }
+            CgroupEvent::Lost(_) | CgroupEvent::Found => {}
         }
     }
 

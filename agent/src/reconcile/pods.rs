@@ -14,11 +14,43 @@ use crate::kernel::{CgroupEvent, CgroupWatch};
 
 impl Reconciler {
     pub(super) fn take_cgroups(&mut self, event: CgroupEvent, more: &mut CgroupWatch) {
-        self.bindings.take(event);
+        self.take_cgroup(event);
         while let Some(event) = more.try_next() {
-            self.bindings.take(event);
+            self.take_cgroup(event);
         }
         self.bind();
+    }
+
+    pub(super) fn take_cgroup(&mut self, event: CgroupEvent) {
+        match &event {
+            CgroupEvent::Lost(error) => {
+                let root = self.pods_cgroup.display();
+                self.problems.cgroups = Some(format!(
+                    "the pods' cgroups at {root} cannot be watched: {error}; new pods stay denied \
+                     until they can, which is tried again all the time"
+                ));
+            }
+            CgroupEvent::Found => self.follow_pods_cgroup(),
+            CgroupEvent::Added(_) | CgroupEvent::Removed(_) => {}
+        }
+        self.bindings.take(event);
+    }
+
+    /// The programs go with the pods' root, and come to the one that takes its place.
+    pub(super) fn follow_pods_cgroup(&mut self) {
+        match self.kernel.follow_pods_cgroup() {
+            Ok(()) => {
+                self.problems.cgroups = None;
+                self.problems.attach = None;
+            }
+            Err(error) => {
+                let problem = format!("{error}: pods are not restricted; it is tried again");
+                if self.problems.attach.as_ref() != Some(&problem) {
+                    tracing::error!("{problem}");
+                }
+                self.problems.attach = Some(problem);
+            }
+        }
     }
 
     /// Lets the mesh's own pods talk before there is a policy, which comes by the agent's pod.

@@ -34,6 +34,7 @@ impl Reconciler {
         problems.extend(self.view.not_in_force());
         problems.extend(self.problems.bindings.iter().cloned());
         problems.extend(self.problems.cgroups.iter().cloned());
+        problems.extend(self.problems.attach.iter().cloned());
         problems.extend(self.problems.addresses.iter().cloned());
         problems.extend(self.problems.network.iter().cloned());
         problems.extend(self.problems.cut.iter().cloned());

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aya::programs::links::PinnedLink;
-use weft_agent::kernel::{Kernel, OpenError, ProxyCgroup, Remains, programs_on_hooks};
+use weft_agent::kernel::{Kernel, OpenError, ProxyCgroup, Remains, cgroups, programs_on_hooks};
 use weft_common::CONFIG_READY;
 
 use crate::fixture::{Fixture, pod, tables};
@@ -61,6 +61,27 @@ fn an_agent_adopts_what_an_earlier_one_has_left() {
     let empty = second.apply(&tables(vec![], 40, true)).unwrap();
     assert_eq!((empty.written, empty.deleted), (0, 3), "the pod, its address and its cgroup");
     assert!(second.bound_cgroups().is_empty());
+}
+
+#[test]
+fn programs_come_to_a_root_that_was_made_anew() {
+    let fixture = Fixture::new();
+    let mut kernel = fixture.open();
+    std::fs::remove_dir(&fixture.root).unwrap();
+    kernel.follow_pods_cgroup().unwrap_err();
+    std::fs::create_dir(&fixture.root).unwrap();
+    let attached = |kernel: &Kernel| -> Vec<usize> {
+        kernel.status().unwrap().on_pods_cgroup.values().map(Vec::len).collect()
+    };
+    assert_eq!(attached(&kernel), [0; 11], "they have gone with it");
+    for _ in 0..2 {
+        kernel.follow_pods_cgroup().unwrap();
+        assert_eq!(attached(&kernel), [1; 11]);
+    }
+    let root = cgroups::id_of(&fixture.root).unwrap();
+    assert_eq!(kernel.config().root_cgroup, root);
+    drop(kernel);
+    assert_eq!(attached(&fixture.open()), [1; 11]);
 }
 
 #[test]

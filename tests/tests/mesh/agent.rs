@@ -1,13 +1,13 @@
 //! An agent that dies and comes back, under load; and a proxy.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::eventually;
+use weft_tests::{PodSpec, eventually};
 
 use crate::shop::{DENY_INGRESS, PORT, SOON, Shop, allow, builder, now, open, open_with};
 
@@ -121,6 +121,40 @@ fn what_is_open_goes_on_without_weft() -> Result<()> {
     ensure!(ends.iter().all(|end| end["in_order"] == true), "{ends:?}");
     ensure!(ends[0]["sent"] == ends[1]["words"], "{ends:?}");
     ensure!(ends[1]["sent"] == ends[0]["words"], "{ends:?}");
+    Ok(())
+}
+
+/// Policy comes back with the root of the pods' cgroups, which takes the programs along when it
+/// goes.
+#[test]
+fn a_pods_root_that_is_made_anew_has_its_policy() -> Result<()> {
+    let allow_web = allow("visitor", "web");
+    let policies = [("deny.yaml", DENY_INGRESS), ("allow.yaml", &*allow_web)];
+    let Some(shop) = open_with(builder(), &Default::default(), &policies)? else { return Ok(()) };
+    let node = shop.mesh.node("node-b")?;
+    let problems = || Some(node.status().ok()?["problems"].to_string());
+    let root = shop.cluster.node("node-b")?.branch().join("kubepods.slice");
+    shop.cluster.remove_pod("shop/far")?;
+    for class in fs::read_dir(&root)?.flatten() {
+        if class.file_type()?.is_dir() {
+            fs::remove_dir(class.path())?;
+        }
+    }
+    fs::remove_dir(&root)?;
+    eventually("the agent to tell", || {
+        problems().filter(|text| text.contains("cannot be watched"))
+    })
+    .with_context(|| node.logs())?;
+    for name in ["web", "visitor", "stranger"] {
+        let spec = PodSpec::new("shop", name, "node-b").label("app", name).service_account(name);
+        shop.cluster.add_pod(spec)?;
+    }
+    eventually("it to be well again", || problems().filter(|text| text == "[]"))
+        .with_context(|| node.logs())?;
+    let _server = shop.serve("shop/web")?;
+    let web = shop.cluster.pod("shop/web")?.v4(PORT);
+    shop.await_verdict("shop/visitor", web, true)?;
+    shop.expect_denied("shop/stranger", web)?;
     Ok(())
 }
 

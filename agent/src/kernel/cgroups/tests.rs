@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -119,6 +120,51 @@ async fn sees_pods_come_and_go_under_both_drivers() {
     assert_eq!(next(&mut watch).await, CgroupEvent::Added(pod(&again, "1-2")));
     let last = root.add("kubepods-besteffort.slice/kubepods-besteffort-pod9.slice");
     assert_eq!(next(&mut watch).await, CgroupEvent::Added(pod(&last, "9")));
+}
+
+/// A kubelet may make the root anew.
+#[tokio::test]
+async fn a_root_that_is_made_anew_is_watched_again() {
+    let root = Root::new();
+    let first = root.add("burstable/pod1");
+    let gone = pod(&first, "1");
+    let mut watch = CgroupWatch::start(&root.0).unwrap();
+    assert_eq!(next(&mut watch).await, CgroupEvent::Added(gone.clone()));
+    for path in [&first, &root.0.join("burstable"), &root.0] {
+        fs::remove_dir(path).unwrap();
+    }
+    let mut seen = BTreeSet::new();
+    while seen.len() < 2 {
+        match next(&mut watch).await {
+            CgroupEvent::Removed(removed) => {
+                assert_eq!(removed, gone);
+                seen.insert("removed");
+            }
+            CgroupEvent::Lost(_) => {
+                seen.insert("lost");
+            }
+            event => panic!("{event:?}"),
+        }
+    }
+    let second = root.add("burstable/pod1");
+    assert_eq!(next(&mut watch).await, CgroupEvent::Found);
+    assert_eq!(next(&mut watch).await, CgroupEvent::Added(pod(&second, "1")));
+    let third = root.add("pod2");
+    assert_eq!(next(&mut watch).await, CgroupEvent::Added(pod(&third, "2")));
+    // With nothing below it, and so fast that it is there again when it is looked at.
+    for path in [&second, &root.0.join("burstable"), &third] {
+        fs::remove_dir(path).unwrap();
+    }
+    for _ in 0..2 {
+        assert!(matches!(next(&mut watch).await, CgroupEvent::Removed(_)));
+    }
+    fs::remove_dir(&root.0).unwrap();
+    let fourth = root.add("pod4");
+    let mut events = Vec::new();
+    while !events.contains(&CgroupEvent::Added(pod(&fourth, "4"))) {
+        events.push(next(&mut watch).await);
+    }
+    assert!(events.contains(&CgroupEvent::Found), "{events:?}");
 }
 
 #[test]
