@@ -4,12 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const MESH: &str = "apiVersion: v1
+/// Two pods, and a policy that lets nobody reach them.
+fn mesh() -> String {
+    let pod = |name: &str, number: u8| {
+        format!(
+            "apiVersion: v1
 kind: Pod
 metadata:
-  name: web
+  name: {name}
   namespace: shop
-  uid: 3f0c5a55-0001-4000-8000-000000000001
+  uid: 3f0c5a55-000{number}-4000-8000-000000000001
   labels:
     weft.dev/mesh: enabled
 spec:
@@ -17,24 +21,15 @@ spec:
   containers: []
 status:
   podIPs:
-  - ip: 10.0.0.1
+  - ip: 10.0.0.{number}
 ---
-apiVersion: v1
-kind: Pod
-metadata:
-  name: api
-  namespace: shop
-  uid: 3f0c5a55-0002-4000-8000-000000000002
-  labels:
-    weft.dev/mesh: enabled
-spec:
-  nodeName: n1
-  containers: []
-status:
-  podIPs:
-  - ip: 10.0.0.2
----
-apiVersion: networking.k8s.io/v1
+"
+        )
+    };
+    pod("web", 1) + &pod("api", 2) + NOBODY
+}
+
+const NOBODY: &str = "apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
   name: nobody
@@ -69,12 +64,12 @@ fn text(path: &Path) -> &str {
 fn validate_succeeds_on_good_manifests_and_fails_on_bad_ones() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mesh.yaml");
-    fs::write(&file, MESH).unwrap();
+    fs::write(&file, mesh()).unwrap();
     let good = weft(&["validate", text(directory.path())]);
     assert!(good.status.success(), "{}", stderr(&good));
     assert_eq!(stdout(&good), "3 documents in 1 file: 0 errors, 0 warnings\n");
 
-    fs::write(&file, MESH.replace("podSelector: {}", "podSelector: 5")).unwrap();
+    fs::write(&file, mesh().replace("podSelector: {}", "podSelector: 5")).unwrap();
     let bad = weft(&["validate", text(&file)]);
     assert_eq!(bad.status.code(), Some(1));
     let line = format!("{}:37: spec.podSelector: ", file.display());
@@ -102,7 +97,7 @@ fn the_example_is_valid() {
 fn explain_answers_from_manifests_without_an_agent() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mesh.yaml");
-    fs::write(&file, MESH).unwrap();
+    fs::write(&file, mesh()).unwrap();
     let words = ["policy", "explain", "shop/web", "shop/api", "80", "--manifests", text(&file)];
     let answer = weft(&words);
     assert!(answer.status.success(), "{}", stderr(&answer));

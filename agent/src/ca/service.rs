@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 use kube::Client;
 use rcgen::SubjectPublicKeyInfo;
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::WatchStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use weft_proto::istio::istio_certificate_service_server::IstioCertificateService;
@@ -291,26 +292,9 @@ impl CertificateAuthority for CaService {
             .await
             .inspect_err(|refusal| tracing::warn!(reason = refusal.reason, "refused a watch"))?;
         tracing::debug!(account = %caller.account, pod = caller.pod, "watches the trust bundle");
-        let (sender, receiver) = mpsc::channel(2);
-        let mut bundle = self.root.bundle.clone();
-        bundle.mark_changed();
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    changed = bundle.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                    }
-                    () = sender.closed() => return,
-                }
-                let roots = bundle.borrow_and_update().as_bytes().to_vec();
-                if sender.send(Ok(TrustBundle { roots })).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let bundles = WatchStream::new(self.root.bundle.clone())
+            .map(|bundle| Ok(TrustBundle { roots: bundle.as_bytes().to_vec() }));
+        Ok(Response::new(Box::pin(bundles)))
     }
 }
 

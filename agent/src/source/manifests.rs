@@ -1,4 +1,10 @@
 //! The documents of all files, and which version of each is in force.
+//!
+//! The rule for one object is that of [`Mesh::insert_document`]: the last good version stays, and
+//! where there is none, what stands in for it. But here an object may have a version in each of
+//! several files, and loses one when its file goes or leaves it out. So the versions are held by
+//! file, and the mesh is made of them anew; of an API server, which has one version of each of far
+//! more objects, the mesh itself is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
