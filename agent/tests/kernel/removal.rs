@@ -128,6 +128,26 @@ fn quiet_connections_stay_open_and_hold_nothing() {
     assert!(client.is_running() && server.is_running());
 }
 
+/// A process that waits in `recv()` for a byte lets go when it gets it.
+#[test]
+fn a_process_that_waits_for_its_next_byte_gets_it() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let (node, mut server) = start("echo", "0");
+    let run = node.client.tool("probe").unwrap().arg(node.server.v4(PORT).to_string());
+    let run = run.args(["--milliseconds", "600000", "--pause-micros", "2000000"]);
+    let mut client = run.spawn().unwrap();
+    client.await_event(PATIENCE, "established").unwrap();
+    weft_tests::eventually("bytes to be redirected", || (redirected(&node) > 0).then_some(()))
+        .unwrap();
+    let bare = Bare::new(node);
+    assert_eq!(bare.removed.held.len(), 0);
+    bare.await_nothing_left();
+    assert!(client.is_running() && server.is_running(), "{}", client.tail());
+    assert!(client.json().iter().all(|line| line["event"] != "ended"), "{}", client.tail());
+}
+
 /// With no agent, readers sleep on bytes that are there; the removal wakes them.
 #[test]
 fn readers_that_trusted_a_short_read_are_woken() {
