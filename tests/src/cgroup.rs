@@ -30,7 +30,7 @@ pub enum Qos {
 
 impl CgroupDriver {
     /// The root of the pods, below the node's branch.
-    pub(crate) fn root(self) -> &'static str {
+    pub fn root(self) -> &'static str {
         match self {
             Self::Systemd => "kubepods.slice",
             Self::Cgroupfs => "kubepods",
@@ -38,7 +38,7 @@ impl CgroupDriver {
     }
 
     /// The cgroup of a pod, below the root of the pods.
-    pub(crate) fn pod(self, qos: Qos, uid: &str) -> PathBuf {
+    pub fn pod(self, qos: Qos, uid: &str) -> PathBuf {
         let class = match qos {
             Qos::Guaranteed => None,
             Qos::Burstable => Some("burstable"),
@@ -61,7 +61,7 @@ impl CgroupDriver {
     }
 
     /// The cgroup of a container, below its pod's.
-    pub(crate) fn container(self, id: &str) -> String {
+    pub fn container(self, id: &str) -> String {
         match self {
             Self::Systemd => format!("cri-containerd-{id}.scope"),
             Self::Cgroupfs => id.to_owned(),

@@ -31,8 +31,9 @@
 //!
 //! # Where cgroup v2 has no controllers
 //! Beside the controllers of cgroup v1 a kubelet cannot set limits. Then it is told not to, and
-//! `runc-without-controllers`, which stands before runc, puts containers where a kubelet with the
-//! driver `cgroupfs` does, without limits. Where cgroup v2 has its controllers, neither is so.
+//! `runc-without-controllers`, which stands before runc, puts containers where a kubelet does, without
+//! limits: itself, or with the driver `systemd` ([`KubernetesOptions::systemd_on`]) by runc's request
+//! to a systemd. Where cgroup v2 has its controllers, neither is so.
 
 mod access;
 #[cfg(feature = "client")]

@@ -1,10 +1,11 @@
 //! Stands between containerd and runc where cgroup v2 has no controllers, and a kubelet cannot
-//! make the pods' cgroups: containers get no limits, and the place that a kubelet with the driver
-//! `cgroupfs` would have given them (`kubepods[/CLASS]/podUID/CONTAINER`). The pod's cgroup goes with
-//! its last container, as a kubelet has it.
+//! make the pods' cgroups: containers get no limits, and the place that a kubelet would have given
+//! them. With the driver `cgroupfs` that is `kubepods[/CLASS]/podUID/CONTAINER`; with `systemd`, runc
+//! asks systemd for the scope `cri-containerd-CONTAINER.scope` in the slice
+//! `kubepods[-CLASS]-podUID.slice`. The pod's cgroup goes with its last container, as a kubelet has it.
 #![forbid(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use weft_tests::{CgroupDriver, Qos};
 
-/// In the node's cgroup namespace.
-const PODS: &str = "/sys/fs/cgroup/kubepods";
-/// Below it; guaranteed pods have none.
-const CLASSES: [&str; 3] = ["", "burstable", "besteffort"];
+/// The root in the node's cgroup namespace.
+const CGROUPS: &str = "/sys/fs/cgroup";
+const CLASSES: [Qos; 3] = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort];
 const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 /// What a pod without requests has as CPU shares.
 const LEAST_SHARES: u64 = 2;
@@ -28,28 +29,57 @@ fn main() -> Result<()> {
         && let Some(container) = arguments.last()
     {
         let path = Path::new(bundle).join("config.json");
-        place(&path, &container.to_string_lossy())
+        place(driver(&arguments), &path, &container.to_string_lossy())
             .with_context(|| format!("cannot place {}", path.display()))?;
     }
     let mut runc = Command::new("runc");
     runc.args(&arguments);
     if arguments.iter().any(|argument| argument == "delete")
         && let Some(container) = arguments.last()
-        && let Some(pod) = pod_of(container)
+        && let Some(pod) = pod_of(driver(&arguments), &container.to_string_lossy())
     {
         let status = runc.status().context("cannot run runc")?;
         // It stays as long as there are other containers.
-        fs::remove_dir(pod).ok();
+        match driver(&arguments) {
+            CgroupDriver::Cgroupfs => drop(fs::remove_dir(pod)),
+            CgroupDriver::Systemd => stop_slice(&pod)?,
+        }
         std::process::exit(status.code().unwrap_or(1));
     }
     Err(runc.exec()).context("cannot run runc")
 }
 
+/// containerd says it to runc.
+fn driver(arguments: &[OsString]) -> CgroupDriver {
+    let systemd = arguments.iter().any(|argument| argument == "--systemd-cgroup");
+    if systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs }
+}
+
 /// The cgroup of the pod that has a cgroup of this container.
-fn pod_of(container: &OsStr) -> Option<PathBuf> {
-    let pods = CLASSES.iter().filter_map(|class| fs::read_dir(Path::new(PODS).join(class)).ok());
-    let mut pods = pods.flatten().flatten().map(|pod| pod.path());
-    pods.find(|pod| pod.join(container).is_dir())
+fn pod_of(driver: CgroupDriver, container: &str) -> Option<PathBuf> {
+    // Where pods of each class are.
+    let classes = CLASSES.into_iter().filter_map(|class| {
+        let pod = Path::new(CGROUPS).join(driver.root()).join(driver.pod(class, ""));
+        pod.parent().map(Path::to_owned)
+    });
+    let pods = classes.filter_map(|class| fs::read_dir(class).ok()).flatten().flatten();
+    let container = driver.container(container);
+    pods.map(|pod| pod.path()).find(|pod| pod.join(&container).is_dir())
+}
+
+/// Stops the slice of a pod without containers, which takes its cgroup away.
+fn stop_slice(pod: &Path) -> Result<()> {
+    let left = fs::read_dir(pod).into_iter().flatten().flatten();
+    let containers = left.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let slice = pod.file_name().context("a slice has a name")?;
+    if containers.count() == 0 {
+        Command::new("systemctl")
+            .arg("stop")
+            .arg(slice)
+            .status()
+            .context("cannot run systemctl")?;
+    }
+    Ok(())
 }
 
 fn value_of<'a>(option: &str, arguments: &'a [OsString]) -> Option<&'a OsString> {
@@ -57,13 +87,23 @@ fn value_of<'a>(option: &str, arguments: &'a [OsString]) -> Option<&'a OsString>
     arguments.get(position + 1)
 }
 
-fn place(path: &Path, container: &str) -> Result<()> {
+fn place(driver: CgroupDriver, path: &Path, container: &str) -> Result<()> {
     let mut configuration: Value = serde_json::from_slice(&fs::read(path)?)?;
     let annotations = &configuration["annotations"];
     let uid = annotations[POD_UID].as_str().unwrap_or("none").to_owned();
     // The pod's first container, its sandbox, knows the class; the others follow it.
-    let class = existing(&uid).unwrap_or_else(|| class(annotations).into());
-    let cgroup = Path::new("/kubepods").join(class).join(format!("pod{uid}")).join(container);
+    let class = existing(driver, &uid).unwrap_or_else(|| class(annotations));
+    let pod = driver.pod(class, &uid);
+    let cgroup = match driver {
+        CgroupDriver::Cgroupfs => {
+            Path::new("/").join(driver.root()).join(pod).join(container).display().to_string()
+        }
+        // runc's own form: the slice, the scope's prefix, and what follows it.
+        CgroupDriver::Systemd => {
+            let slice = pod.file_name().context("a slice has a name")?;
+            format!("{}:cri-containerd:{container}", slice.display())
+        }
+    };
     let linux = &mut configuration["linux"];
     let devices = linux["resources"]["devices"].take();
     linux["resources"] = if devices.is_null() { json!({}) } else { json!({ "devices": devices }) };
@@ -72,15 +112,15 @@ fn place(path: &Path, container: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where the pod's cgroup is, below that of all pods.
-fn existing(uid: &str) -> Option<PathBuf> {
-    let there = |class: &PathBuf| Path::new(PODS).join(class).join(format!("pod{uid}")).exists();
-    CLASSES.map(PathBuf::from).into_iter().find(there)
+/// The class of which the pod has a cgroup.
+fn existing(driver: CgroupDriver, uid: &str) -> Option<Qos> {
+    let pods = Path::new(CGROUPS).join(driver.root());
+    CLASSES.into_iter().find(|class| pods.join(driver.pod(*class, uid)).exists())
 }
 
 /// The pod's class, by what containerd says of its sandbox. How much memory a pod requests it
 /// does not say: who has limits for both, and requests all of its CPU, is taken for guaranteed.
-fn class(annotations: &Value) -> &'static str {
+fn class(annotations: &Value) -> Qos {
     let number = |name: &str| -> u64 {
         let value = annotations[format!("io.kubernetes.cri.sandbox-{name}")].as_str();
         value.and_then(|value| value.parse().ok()).unwrap_or_default()
@@ -89,9 +129,9 @@ fn class(annotations: &Value) -> &'static str {
         (number("cpu-shares"), number("cpu-quota"), number("cpu-period").max(1));
     let memory = number("memory");
     match () {
-        () if quota > 0 && memory > 0 && shares == quota * 1024 / period => "",
-        () if quota == 0 && memory == 0 && shares <= LEAST_SHARES => "besteffort",
-        () => "burstable",
+        () if quota > 0 && memory > 0 && shares == quota * 1024 / period => Qos::Guaranteed,
+        () if quota == 0 && memory == 0 && shares <= LEAST_SHARES => Qos::BestEffort,
+        () => Qos::Burstable,
     }
 }
 
@@ -99,8 +139,9 @@ fn class(annotations: &Value) -> &'static str {
 mod tests {
     use super::class;
     use serde_json::json;
+    use weft_tests::Qos;
 
-    fn of(shares: &str, quota: &str, memory: &str) -> &'static str {
+    fn of(shares: &str, quota: &str, memory: &str) -> Qos {
         class(&json!({
             "io.kubernetes.cri.sandbox-cpu-shares": shares,
             "io.kubernetes.cri.sandbox-cpu-quota": quota,
@@ -111,10 +152,10 @@ mod tests {
 
     #[test]
     fn tells_the_classes_apart() {
-        assert_eq!(of("2", "0", "0"), "besteffort");
-        assert_eq!(of("102", "0", "0"), "burstable");
-        assert_eq!(of("2", "0", "1048576"), "burstable");
-        assert_eq!(of("512", "50000", "1048576"), "");
-        assert_eq!(of("102", "50000", "1048576"), "burstable");
+        assert_eq!(of("2", "0", "0"), Qos::BestEffort);
+        assert_eq!(of("102", "0", "0"), Qos::Burstable);
+        assert_eq!(of("2", "0", "1048576"), Qos::Burstable);
+        assert_eq!(of("512", "50000", "1048576"), Qos::Guaranteed);
+        assert_eq!(of("102", "50000", "1048576"), Qos::Burstable);
     }
 }

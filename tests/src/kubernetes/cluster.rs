@@ -287,6 +287,11 @@ impl KubernetesCluster {
                 let kubelet = KubeletFiles { kubeconfig, authority: &authority, certificate, key };
                 node.start(&Setting {
                     cni: options.cni,
+                    driver: if options.systemd.iter().any(|name| name == node.name()) {
+                        CgroupDriver::Systemd
+                    } else {
+                        CgroupDriver::Cgroupfs
+                    },
                     kubelet,
                     kube_proxy: options.kube_proxy.then_some(proxy.as_path()),
                     images: &archive,

@@ -7,13 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::json;
 
 use super::images::PAUSE_IMAGE;
 use super::options::Cni;
 use super::tools::kubernetes_program;
-use crate::cgroup;
+use crate::cgroup::{self, CgroupDriver};
 use crate::mesh::binary;
 use crate::place::{Host, Place};
 use crate::process::{Output, Process, Run};
@@ -21,6 +21,10 @@ use crate::wait::eventually_within;
 
 /// How long programs may take to start. Loaded machines are slow.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// How long they may take to end, when they are asked to.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// The file with the node's [`CgroupDriver`], in its data.
+const DRIVER: &str = "driver";
 /// What stands before runc where cgroup v2 has no controllers.
 const RUNTIME_WITHOUT_CONTROLLERS: &str = "runc-without-controllers";
 /// Where [`RUNTIME_WITHOUT_CONTROLLERS`] is copied to, below the node's `/var/lib`.
@@ -30,22 +34,35 @@ const NETWORK_DIRECTORY: &str = "/var/lib/cni/net.d";
 /// containerd's socket, on the node.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
+/// Where Debian and most others have it.
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
 /// Makes the node's namespaces what they are to be, and holds them. Arguments: the name, the
-/// directory with the node's data, and the directories of programs.
+/// directory with the node's data, its first process (`systemd`, or `none`), and the directories of
+/// programs.
+///
+/// A systemd has to be the first process of a pid namespace, in the root of the cgroups that it is
+/// to keep. It has one unit, which wants nothing; `/etc` is the machine's.
 ///
 /// Mounts below `/run/netns` go first: a copy of them would keep other clusters' namespaces.
 const HOLDER: &str = r#"
 set -e
-name=$1 data=$2
-shift 2
+name=$1 data=$2 init=$3
+shift 3
 hostname "$name"
 umount --recursive --lazy /run/netns 2>/dev/null || true
 mount --make-rshared /
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
-mkdir -p /sys/fs/cgroup/system
-echo 0 > /sys/fs/cgroup/system/cgroup.procs
+if [ $init = systemd ]; then
+    mount -t proc proc /proc
+    mount --bind /etc /etc
+    mount -o remount,bind,ro /etc
+else
+    mkdir -p /sys/fs/cgroup/system
+    echo 0 > /sys/fs/cgroup/system/cgroup.procs
+fi
 mount -t tmpfs -o mode=755 tmpfs "$data/run"
 mkdir "$data/run/programs" "$data/run/lock" "$data/run/netns"
 for directory; do
@@ -55,6 +72,12 @@ done
 mount --rbind "$data/run" /run
 mount --bind "$data/log" /var/log
 mount --bind "$data/lib" /var/lib
+if [ $init = systemd ]; then
+    mkdir -p /run/systemd/system
+    printf '[Unit]\nDescription=A node\n' > /run/systemd/system/node.target
+    echo ready
+    container=weft exec SYSTEMD --unit=node.target --show-status=no --log-target=null
+fi
 echo ready
 exec sleep infinity
 "#;
@@ -74,6 +97,7 @@ pub struct KubernetesNode {
 /// What a node needs to be told.
 pub(super) struct Setting<'a> {
     pub(super) cni: Cni,
+    pub(super) driver: CgroupDriver,
     pub(super) kubelet: KubeletFiles<'a>,
     pub(super) kube_proxy: Option<&'a Path>,
     pub(super) images: &'a Path,
@@ -125,7 +149,12 @@ impl KubernetesNode {
     pub fn run(&self, program: impl AsRef<OsStr>) -> Result<Run<'_>> {
         let name = Path::new(program.as_ref()).file_name().unwrap_or_default().to_owned();
         let run = self.host.run("nsenter").args(["--target", &self.holder_id()?]);
-        let run = run.args(["--mount", "--uts", "--cgroup", "--"]).arg(program);
+        let run = run.args(["--mount", "--uts", "--cgroup"]);
+        let run = match self.cgroup_driver() {
+            CgroupDriver::Systemd => run.arg("--pid"),
+            CgroupDriver::Cgroupfs => run,
+        };
+        let run = run.arg("--").arg(program);
         Ok(run.called(name).env("PATH", search_path()?))
     }
 
@@ -188,7 +217,16 @@ impl KubernetesNode {
 
     /// Stops the kubelet, as a service manager does.
     pub fn stop_kubelet(&self) {
-        stop(&mut lock(&self.kubelet));
+        let mut kubelet = lock(&self.kubelet);
+        // In a pid namespace it is a child of who entered that, who passes no signal on.
+        let entered = self.cgroup_driver() == CgroupDriver::Systemd;
+        if let Some(child) = kubelet.as_ref().filter(|_| entered).and_then(only_child)
+            && rustix::process::kill_process(child, Signal::TERM).is_ok()
+            && let Some(Err(error)) = kubelet.as_mut().map(|process| process.wait(STOPS_WITHIN))
+        {
+            tracing::warn!("{error:#}");
+        }
+        stop(&mut kubelet);
     }
 
     /// Starts kube-proxy, in place of the one before.
@@ -279,6 +317,7 @@ impl KubernetesNode {
     /// Makes the namespaces, and brings everything up.
     pub(super) fn start(&self, setting: &Setting<'_>) -> Result<()> {
         self.write_files(setting)?;
+        fs::write(self.data.join(DRIVER), format!("{:?}", setting.driver))?;
         self.hold()?;
         // A host has one. Without it, what the node itself sends to a service is refused before
         // kube-proxy's rules give it another destination.
@@ -306,19 +345,48 @@ impl KubernetesNode {
     fn hold(&self) -> Result<()> {
         let name = format!("the namespaces of {}", self.name());
         let host = &self.host;
+        let (init, of_its_own): (_, &[&str]) = match self.cgroup_driver() {
+            CgroupDriver::Systemd => {
+                ensure!(Path::new(SYSTEMD).exists(), "{SYSTEMD} is not there: cargo xtask setup");
+                ("systemd", &["--pid", "--kill-child"])
+            }
+            CgroupDriver::Cgroupfs => ("none", &[]),
+        };
         let branch = host.branch().to_path_buf();
         let place = Place::new(name, host.namespace().clone(), branch, host.logs().to_path_buf());
         let run = place
             .run("unshare")
-            .args(["--mount", "--uts", "--cgroup", "sh", "-c", HOLDER, "holder", self.name()])
+            .args(["--mount", "--uts", "--cgroup"])
+            .args(of_its_own)
+            .args(["sh", "-c", &HOLDER.replace("SYSTEMD", SYSTEMD), "holder", self.name()])
             .arg(&self.data)
+            .arg(init)
             .args(program_directories()?)
             .called("holder");
         let mut holder = run.spawn()?;
         holder.await_line("ready")?;
-        fs::write(self.data.join("holder"), holder.pid().to_string())?;
+        let id = match self.cgroup_driver() {
+            CgroupDriver::Systemd => {
+                // It hands controllers down only from a cgroup without other processes.
+                cgroup::create(host.cgroup())?;
+                fs::write(host.cgroup().join("cgroup.procs"), holder.pid().to_string())?;
+                only_child(&holder).context("systemd has ended")?.as_raw_nonzero().to_string()
+            }
+            CgroupDriver::Cgroupfs => holder.pid().to_string(),
+        };
+        fs::write(self.data.join("holder"), id)?;
         *lock(&self.holder) = Some(holder);
-        Ok(())
+        match self.cgroup_driver() {
+            CgroupDriver::Systemd => self.await_socket("run/systemd/private"),
+            CgroupDriver::Cgroupfs => Ok(()),
+        }
+    }
+
+    /// Who makes the cgroups of its pods.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        let written = fs::read_to_string(self.data.join(DRIVER)).unwrap_or_default();
+        let systemd = format!("{:?}", CgroupDriver::Systemd);
+        if written == systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs }
     }
 
     /// The process that holds the namespaces; also of a node that another process made.
@@ -328,8 +396,12 @@ impl KubernetesNode {
     }
 
     fn await_containerd(&self) -> Result<()> {
-        let socket = self.root()?.join(CONTAINERD.trim_start_matches('/'));
-        let what = format!("containerd of {}", self.name());
+        self.await_socket(CONTAINERD.trim_start_matches('/'))
+    }
+
+    fn await_socket(&self, path: &str) -> Result<()> {
+        let socket = self.root()?.join(path);
+        let what = format!("{path} of {}", self.name());
         let waited = eventually_within(STARTS_WITHIN, &what, || {
             // The file is there before anybody listens, and after a kill.
             std::os::unix::net::UnixStream::connect(&socket).ok()
@@ -353,8 +425,9 @@ impl KubernetesNode {
             let program = binary(RUNTIME_WITHOUT_CONTROLLERS)?;
             fs::copy(program, directory.join(RUNTIME_WITHOUT_CONTROLLERS))?;
         }
-        write("containerd.toml", &containerd_configuration(controllers)?)?;
-        write("kubelet/config.json", &format!("{:#}", kubelet_configuration(controllers)))?;
+        let driver = setting.driver;
+        write("containerd.toml", &containerd_configuration(driver, controllers)?)?;
+        write("kubelet/config.json", &format!("{:#}", kubelet_configuration(driver, controllers)))?;
         write("cni/net.d/10-weft.conflist", &format!("{:#}", self.network(setting.cni)))?;
         let KubeletFiles { kubeconfig, authority, certificate, key } = &setting.kubelet;
         let files = [
@@ -449,7 +522,8 @@ fn search_path() -> Result<String> {
     Ok(path + "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }
 
-fn containerd_configuration(controllers: bool) -> Result<String> {
+fn containerd_configuration(driver: CgroupDriver, controllers: bool) -> Result<String> {
+    let systemd = driver == CgroupDriver::Systemd;
     let runtime = if controllers {
         String::new()
     } else {
@@ -476,16 +550,20 @@ fn containerd_configuration(controllers: bool) -> Result<String> {
          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n\
          runtime_type = \"io.containerd.runc.v2\"\n\
          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n\
-         SystemdCgroup = false\n\
+         SystemdCgroup = {systemd}\n\
          {runtime}\n"
     ))
 }
 
-fn kubelet_configuration(controllers: bool) -> serde_json::Value {
+fn kubelet_configuration(driver: CgroupDriver, controllers: bool) -> serde_json::Value {
+    let driver = match driver {
+        CgroupDriver::Systemd => "systemd",
+        CgroupDriver::Cgroupfs => "cgroupfs",
+    };
     let mut configuration = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": driver,
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
         "failSwapOn": false,
         "clusterDNS": [super::dns::ADDRESS],
@@ -518,14 +596,20 @@ fn kubelet_configuration(controllers: bool) -> serde_json::Value {
 
 /// Asks a process to end, and sees to it.
 pub(super) fn stop(process: &mut Option<Process>) {
-    const PATIENCE: Duration = Duration::from_secs(10);
     if let Some(running) = process
         && running.signal(Signal::TERM).is_ok()
-        && let Err(error) = running.wait(PATIENCE)
+        && let Err(error) = running.wait(STOPS_WITHIN)
     {
         tracing::warn!("{error:#}");
     }
     *process = None;
+}
+
+/// The child of a process that has one.
+fn only_child(process: &Process) -> Option<Pid> {
+    let pid = process.pid();
+    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Pid::from_raw(listed.split_whitespace().next()?.parse().ok()?)
 }
 
 pub(super) fn lock(process: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {

@@ -19,6 +19,7 @@ pub struct KubernetesOptions {
     pub(super) cni: Cni,
     pub(super) kube_proxy: bool,
     pub(super) dns: bool,
+    pub(super) systemd: Vec<String>,
 }
 
 impl Default for KubernetesOptions {
@@ -31,6 +32,7 @@ impl Default for KubernetesOptions {
             cni: Cni::default(),
             kube_proxy: true,
             dns: false,
+            systemd: Vec::new(),
         }
     }
 }
@@ -61,6 +63,12 @@ impl KubernetesOptions {
     /// unless a mesh serves them.
     pub fn without_kube_proxy(self) -> Self {
         Self { kube_proxy: false, ..self }
+    }
+
+    /// Nodes on which a systemd is the first process, and makes the cgroups of pods: kubelet and
+    /// runtime have the driver `systemd` there, and ask it over D-Bus. The others have `cgroupfs`.
+    pub fn systemd_on(self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { systemd: names.into_iter().map(Into::into).collect(), ..self }
     }
 
     /// Runs CoreDNS, and waits until it serves.

@@ -1,5 +1,6 @@
 //! Weft as a user installs it: the chart, the commands, what the containers may do, and that nothing
-//! stays when it goes. On a cluster of its own, without kube-proxy, for Weft is the whole cluster's.
+//! stays when it goes. On a cluster of its own, without kube-proxy, for Weft is the whole cluster's;
+//! one of its nodes has the kubelet's driver `systemd`, and the other `cgroupfs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use weft_tests::{Cni, KubernetesCluster, KubernetesOptions, Process, binary, eve
 
 use crate::held::{Held, PINS};
 use crate::shared::{Shared, failed, import_weft};
-use crate::{reboot, upgrade};
+use crate::{nodes, reboot, upgrade};
 
 /// Numbers of BPF, PERFMON, NET_ADMIN, SYS_ADMIN, SYS_PTRACE and CHOWN (capability.h).
 const AGENT_CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 12 | 1 << 21 | 1 << 19 | 1;
@@ -85,11 +86,13 @@ fn templates(cluster: &KubernetesCluster) -> Result<()> {
 
 fn life() -> Result<()> {
     let options = KubernetesOptions::default().cni(Cni::Bridge).without_kube_proxy();
+    let options = options.systemd_on(["node-b"]);
     let cluster = KubernetesCluster::start(&options)?;
     import_weft(&cluster)?;
     before(&cluster)?;
     install(&cluster)?;
     privileges(&cluster)?;
+    nodes::cgroups(&cluster, "node-b")?;
     enrol(&cluster)?;
     endure(&cluster)?;
     report(&cluster)?;
@@ -353,7 +356,8 @@ fn process_of(pod: &str, program: &str) -> Result<String> {
         let path = entry?.path();
         let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
         let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-        if cgroup.contains(pod) && name.trim() == program {
+        // systemd's names have no dash within a uid.
+        if cgroup.replace('_', "-").contains(pod) && name.trim() == program {
             return Ok(fs::read_to_string(path.join("status"))?);
         }
     }

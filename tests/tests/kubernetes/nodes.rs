@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use weft_tests::kubernetes::WORKLOAD_IMAGE;
-use weft_tests::{Cluster, Cni, KubernetesCluster, KubernetesOptions, eventually_within};
+use weft_tests::{Cluster, Cni, KubernetesCluster, KubernetesOptions, Qos, eventually_within};
 
 use crate::shared::{Shared, failed};
 
 const WITHIN: Duration = Duration::from_secs(60);
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
+    let cgroups = |cluster: &KubernetesCluster| cgroups(cluster, "node-a");
     let mut trials = shared.trials([("pods_have_cgroups_of_their_class", cgroups)]);
     trials.push(Trial::test("a_cluster_of_its_own_leaves_no_trace", || own().map_err(failed)));
     trials
@@ -34,29 +35,34 @@ fn pod(name: &str, namespace: &str, resources: &str) -> String {
     )
 }
 
-/// Pods' cgroups are where a kubelet makes them, so that an agent finds them alike.
-fn cgroups(cluster: &KubernetesCluster) -> Result<()> {
+/// Pods' cgroups are where a kubelet with the node's driver makes them, so that an agent finds them
+/// alike.
+pub fn cgroups(cluster: &KubernetesCluster, node: &str) -> Result<()> {
     let namespace = "classes";
     cluster.create_namespace(namespace, &[])?;
     let classes = [
-        ("guaranteed", "{ limits: { cpu: 100m, memory: 64Mi } }", "kubepods"),
-        ("burstable", "{ requests: { cpu: 100m } }", "kubepods/burstable"),
-        ("besteffort", "{}", "kubepods/besteffort"),
+        ("guaranteed", "{ limits: { cpu: 100m, memory: 64Mi } }", Qos::Guaranteed),
+        ("burstable", "{ requests: { cpu: 100m } }", Qos::Burstable),
+        ("besteffort", "{}", Qos::BestEffort),
     ];
-    let pods = classes.map(|(name, resources, _)| pod(name, namespace, resources));
+    let on_node = format!("spec:\n  nodeName: {node}\n");
+    let pods = classes
+        .map(|(name, resources, _)| pod(name, namespace, resources).replace("spec:\n", &on_node));
     cluster.apply(&pods.concat())?;
     cluster.await_pods(namespace, WITHIN)?;
-    for (name, _, directory) in classes {
+    let node = cluster.node(node)?;
+    let driver = node.cgroup_driver();
+    let pods = node.host().branch().join(driver.root());
+    for (name, _, class) in classes {
         let pod = cluster.get("pod", namespace, name)?;
         let text = |field: &str| -> Result<String> {
             let value = pod.pointer(field).and_then(|value| value.as_str());
             Ok(value.with_context(|| format!("pod {name} has no {field}"))?.to_owned())
         };
-        let (uid, node) = (text("/metadata/uid")?, text("/spec/nodeName")?);
+        let uid = text("/metadata/uid")?;
         let container = text("/status/containerStatuses/0/containerID")?;
         let container = container.trim_start_matches("containerd://");
-        let branch = cluster.node(&node)?.host().branch();
-        let cgroup = branch.join(directory).join(format!("pod{uid}")).join(container);
+        let cgroup = pods.join(driver.pod(class, &uid)).join(driver.container(container));
         let processes = std::fs::read_to_string(cgroup.join("cgroup.procs"))
             .with_context(|| cgroup.display().to_string())?;
         ensure!(!processes.is_empty(), "no process is in {}", cgroup.display());

@@ -79,6 +79,7 @@ pub const PACKAGES: &[Package] = &[
     package("wrk", Purpose::Measure, &["wrk"], "HTTP load"),
     package("iperf3", Purpose::Measure, &["iperf3"], "throughput"),
     package("libseccomp-dev", Purpose::Kubernetes, &["/usr/include/seccomp.h"], "which runc is linked with"),
+    package("systemd", Purpose::Kubernetes, &["/usr/lib/systemd/systemd"], "which makes the cgroups of pods on a node of the tests"),
     package("pkg-config", Purpose::Kubernetes, &["pkg-config"], "by which runc's build finds it"),
     package("qemu-system-x86", Purpose::Vm, &["qemu-system-x86_64"], "machines with other kernels"),
     package("cpio", Purpose::Vm, &["cpio"], "their initial file system"),

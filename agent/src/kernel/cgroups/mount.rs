@@ -99,7 +99,8 @@ pub(in crate::kernel) fn find_by_id(id: CgroupId) -> io::Result<Option<PathBuf>>
     Ok(None)
 }
 
-/// The shallowest root of pods' cgroups below a directory.
+/// The shallowest root of pods' cgroups below a directory; of several the one in which processes run,
+/// for a kubelet that is given the other driver leaves an empty one.
 pub(super) fn pods_root_in(hierarchy: &Path) -> Option<PathBuf> {
     let mut level = vec![hierarchy.to_owned()];
     for _ in 0..DEEPEST {
@@ -110,12 +111,20 @@ pub(super) fn pods_root_in(hierarchy: &Path) -> Option<PathBuf> {
             let name = name.strip_suffix(".slice").unwrap_or(name);
             name == "kubepods" || name.ends_with("-kubepods")
         };
-        if let Some((_, found)) = below.iter().find(|(name, _)| is_root(name)) {
+        let roots: Vec<_> = below.iter().filter(|(name, _)| is_root(name)).collect();
+        let populated = roots.iter().find(|(_, path)| is_populated(path));
+        if let Some((_, found)) = populated.or(roots.first()) {
             return Some(found.clone());
         }
         level = below.into_iter().map(|(_, path)| path).collect();
     }
     None
+}
+
+/// Whether a process runs in the cgroup or below it (cgroup.events, cgroup-v2.rst).
+fn is_populated(cgroup: &Path) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
 }
 
 /// The mount point of cgroup v2 in a `mountinfo`; of several the shortest.

@@ -241,3 +241,19 @@ fn a_process_is_found_by_the_cgroup_that_lists_it() {
     assert_eq!(find_cgroup_of(root.path(), 123).unwrap(), Some(other));
     assert_eq!(find_cgroup_of(root.path(), 3).unwrap(), None);
 }
+
+#[test]
+fn the_root_that_another_driver_has_left_is_not_taken_for_the_pods() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str, populated: u32| {
+        fs::create_dir_all(root.path().join(path)).unwrap();
+        let events = format!("populated {populated}\nfrozen 0\n");
+        fs::write(root.path().join(path).join("cgroup.events"), events).unwrap();
+    };
+    let found = || mount::pods_root_in(root.path()).unwrap();
+    at("kubepods", 0);
+    at("kubepods.slice", 0);
+    assert_eq!(found(), root.path().join("kubepods"));
+    at("kubepods.slice", 1);
+    assert_eq!(found(), root.path().join("kubepods.slice"));
+}
