@@ -118,6 +118,7 @@ fn install(cluster: &KubernetesCluster) -> Result<()> {
     let (host, port) = cluster.api_server();
     let values = format!("apiServer.host={host},apiServer.port={port}");
     let values = format!("{values},agent.cniConfig={}", reboot::NETWORK_CONFIG);
+    let values = format!("{values},{}=2", upgrade::NODES_AT_ONCE);
     weft(cluster, &["install", "--wait", "--timeout", "3m", "--set", &values])
         .with_context(|| cluster.diagnose_weft())?;
     // The certificates' authority answers after the agents are ready.

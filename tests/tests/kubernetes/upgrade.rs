@@ -9,6 +9,8 @@ use weft_tests::{KubernetesCluster, Process, eventually_within};
 use crate::held::Held;
 use crate::install::{WITHIN, weft};
 
+/// The value of the chart that says how many nodes' agents are replaced at once.
+pub const NODES_AT_ONCE: &str = "agent.updateStrategy.rollingUpdate.maxUnavailable";
 /// Connections that a client holds open.
 const OPEN: usize = 8;
 
@@ -81,12 +83,13 @@ fn events(process: &Process, event: &str) -> usize {
     process.json().iter().filter(|line| line["event"] == event).count()
 }
 
-/// The agents are replaced, and again by those of before; each adopts what is pinned. Tunnels end
-/// with their proxy. `server` is an echo server on the node of the client `friend`.
+/// The agents are replaced, one after the other, and again by those of before, both at once; each
+/// adopts what is pinned. Tunnels end with their proxy. `server` is an echo server on the node of the
+/// client `friend`.
 pub fn upgrade_and_roll_back(cluster: &KubernetesCluster, server: &str) -> Result<()> {
     let held = Held::by(cluster.nodes())?;
-    let upgrade =
-        || weft(cluster, &["upgrade", "--set", "log.level=debug", "--wait", "--timeout", "3m"]);
+    let values = format!("log.level=debug,{NODES_AT_ONCE}=1");
+    let upgrade = || weft(cluster, &["upgrade", "--set", &values, "--wait", "--timeout", "3m"]);
     let rollback = || {
         let words = ["rollback", "weft", "--namespace", WEFT_NAMESPACE, "--wait"];
         cluster.helm(words.iter().chain(&["--timeout=3m"]))
