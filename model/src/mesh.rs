@@ -29,22 +29,37 @@ pub enum Resource {
     /// v1 Node.
     Node(Node),
     /// v1 Pod.
-    Pod(Pod),
+    Pod(Arc<Pod>),
     /// v1 ServiceAccount.
     ServiceAccount(ServiceAccount),
     /// v1 Service.
-    Service(Service),
+    Service(Arc<Service>),
     /// discovery.k8s.io/v1 EndpointSlice.
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Arc<EndpointSlice>),
     /// A policy at L3/L4, of any dialect.
-    Policy(Policy),
+    Policy(Arc<Policy>),
     /// security.istio.io AuthorizationPolicy.
-    Authorization(AuthorizationPolicy),
+    Authorization(Arc<AuthorizationPolicy>),
     /// security.istio.io PeerAuthentication.
-    PeerAuthentication(PeerAuthentication),
+    PeerAuthentication(Arc<PeerAuthentication>),
     /// weft.dev MeshSettings.
-    Settings(MeshSettings),
+    Settings(Arc<MeshSettings>),
 }
+
+macro_rules! from {
+    ($($variant:ident: $resource:ty),*) => {$(
+        impl From<$resource> for Resource {
+            fn from(resource: $resource) -> Self {
+                Self::$variant(Arc::new(resource))
+            }
+        }
+    )*};
+}
+from!(
+    Pod: Pod, Service: Service, EndpointSlice: EndpointSlice, Policy: Policy,
+    Authorization: AuthorizationPolicy, PeerAuthentication: PeerAuthentication,
+    Settings: MeshSettings
+);
 
 /// Everything known of the mesh. Keys are what the API server keeps objects under, so that two
 /// objects with one name are one object.

@@ -92,7 +92,7 @@ fn resources(folder: &Path, file: &str) -> Vec<Resource> {
 fn authorization_policies_say_what_was_written() {
     let Some(folder) = corpus() else { return };
     let read = |file| match resources(&folder, file).as_slice() {
-        [Resource::Authorization(policy)] => policy.clone(),
+        [Resource::Authorization(policy)] => (**policy).clone(),
         other => panic!("{file}: {other:?}"),
     };
 
@@ -128,7 +128,7 @@ fn authorization_policies_say_what_was_written() {
 fn peer_authentications_say_what_was_written() {
     let Some(folder) = corpus() else { return };
     let read = |file| match resources(&folder, file).as_slice() {
-        [Resource::PeerAuthentication(policy)] => policy.clone(),
+        [Resource::PeerAuthentication(policy)] => (**policy).clone(),
         other => panic!("{file}: {other:?}"),
     };
     let policy = read("000_d376c5f824b118c9/06-PeerAuthentication-default.yaml");

@@ -10,50 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_model::dialect::{Document, Finding, Severity};
-use weft_model::mesh::{
-    AuthorizationPolicy, EndpointSlice, Location, Mesh, MeshSettings, Namespace, Node, ObjectRef,
-    PeerAuthentication, Pod, Policy, Resource, Service, ServiceAccount, Settings,
-};
-
-/// A resource, as the mesh holds it.
-#[derive(Clone, Debug)]
-enum Held {
-    Namespace(Namespace),
-    Node(Node),
-    Pod(Arc<Pod>),
-    ServiceAccount(ServiceAccount),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    Policy(Arc<Policy>),
-    Authorization(Arc<AuthorizationPolicy>),
-    PeerAuthentication(Arc<PeerAuthentication>),
-    Settings(Arc<MeshSettings>),
-}
-
-impl From<Resource> for Held {
-    fn from(resource: Resource) -> Self {
-        match resource {
-            Resource::Namespace(namespace) => Self::Namespace(namespace),
-            Resource::Node(node) => Self::Node(node),
-            Resource::Pod(pod) => Self::Pod(Arc::new(pod)),
-            Resource::ServiceAccount(account) => Self::ServiceAccount(account),
-            Resource::Service(service) => Self::Service(service),
-            Resource::EndpointSlice(slice) => Self::EndpointSlice(slice),
-            Resource::Policy(policy) => Self::Policy(Arc::new(policy)),
-            Resource::Authorization(policy) => Self::Authorization(Arc::new(policy)),
-            Resource::PeerAuthentication(policy) => Self::PeerAuthentication(Arc::new(policy)),
-            Resource::Settings(settings) => Self::Settings(Arc::new(settings)),
-        }
-    }
-}
+use weft_model::mesh::{Location, Mesh, ObjectRef, Resource, Settings};
 
 /// What one file says of one object.
 #[derive(Clone, Debug, Default)]
 struct Version {
     /// The last good version.
-    good: Option<Vec<Held>>,
+    good: Option<Vec<Resource>>,
     /// What stands in for it while there has been none.
-    fallback: Vec<Held>,
+    fallback: Vec<Resource>,
     /// Where it stands.
     line: u32,
 }
@@ -94,14 +59,11 @@ impl Manifests {
                 continue;
             }
             let version = if in_force {
-                Version { good: Some(hold(document.resources)), fallback: Vec::new(), line }
+                Version { good: Some(document.resources), fallback: Vec::new(), line }
             } else {
                 let last = last.objects.remove(&object).unwrap_or_default();
-                let fallback = match document.deny_fallback {
-                    Some(resources) => hold(resources),
-                    // What stood in for an earlier bad version may not open what it closed.
-                    None => last.fallback,
-                };
+                // What stood in for an earlier bad version may not open what it closed.
+                let fallback = document.deny_fallback.unwrap_or(last.fallback);
                 Version { good: last.good, fallback, line }
             };
             file.objects.insert(object, version);
@@ -178,12 +140,12 @@ impl Manifests {
             if let Some(good) = &version.good
                 && done.insert(object)
             {
-                hold_in(&mut mesh, good);
+                mesh.apply(object, good.iter().cloned());
             }
         }
         for (object, _, version) in self.versions() {
             if done.insert(object) {
-                hold_in(&mut mesh, &version.fallback);
+                mesh.apply(object, version.fallback.iter().cloned());
             }
         }
         mesh
@@ -194,47 +156,6 @@ impl Manifests {
         self.files.iter().flat_map(|(path, file)| {
             file.objects.iter().map(move |(object, version)| (object, path, version))
         })
-    }
-}
-
-fn hold(resources: Vec<Resource>) -> Vec<Held> {
-    resources.into_iter().map(Held::from).collect()
-}
-
-fn hold_in(mesh: &mut Mesh, resources: &[Held]) {
-    for resource in resources {
-        match resource.clone() {
-            Held::Namespace(namespace) => {
-                mesh.namespaces.insert(namespace.name.clone(), namespace);
-            }
-            Held::Node(node) => {
-                mesh.nodes.insert(node.name.clone(), node);
-            }
-            Held::Pod(pod) => {
-                mesh.pods.insert(pod.name.clone(), pod);
-            }
-            Held::ServiceAccount(account) => {
-                mesh.service_accounts.insert(account.name.clone(), account);
-            }
-            Held::Service(service) => {
-                mesh.services.insert(service.name.clone(), Arc::new(service));
-            }
-            Held::EndpointSlice(slice) => {
-                mesh.endpoint_slices.insert(slice.name.clone(), Arc::new(slice));
-            }
-            Held::Policy(policy) => {
-                mesh.policies.entry(policy.origin.object.clone()).or_default().push(policy);
-            }
-            Held::Authorization(policy) => {
-                mesh.authorization.insert(policy.origin.object.clone(), policy);
-            }
-            Held::PeerAuthentication(policy) => {
-                mesh.peer_authentication.insert(policy.origin.object.clone(), policy);
-            }
-            Held::Settings(settings) => {
-                mesh.settings_objects.insert(settings.origin.object.clone(), settings);
-            }
-        }
     }
 }
 

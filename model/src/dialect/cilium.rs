@@ -90,7 +90,7 @@ pub(super) fn read_spec(reading: &mut Reading<'_>, at: &Path, spec: Shape) -> Op
     if sides == 0 {
         reading.warning(at, "has no rules and therefore no effect; add ingress or egress");
     }
-    Some(Resource::Policy(Policy {
+    Some(Resource::from(Policy {
         origin: reading.origin(at),
         subject,
         isolates_ingress,
@@ -108,7 +108,7 @@ pub(super) fn deny_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
     let mut specs = Vec::new();
     if reading.suspect.iter().any(|path| specs_at.contains(path)) {
         // There may be more of them than were read.
-        return vec![Resource::Policy(fallback_policy(reading, &specs_at, None, [true, true]))];
+        return vec![Resource::from(fallback_policy(reading, &specs_at, None, [true, true]))];
     }
     if reading.get(&root.field("spec")).is_some_and(|spec| !spec.is_null()) {
         specs.push(root.field("spec"));
@@ -119,7 +119,7 @@ pub(super) fn deny_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
     if specs.is_empty() {
         specs.push(root.field("spec"));
     }
-    specs.iter().filter_map(|at| fallback_of(reading, at)).map(Resource::Policy).collect()
+    specs.iter().filter_map(|at| fallback_of(reading, at)).map(Resource::from).collect()
 }
 
 fn fallback_of(reading: &mut Reading<'_>, at: &Path) -> Option<Policy> {

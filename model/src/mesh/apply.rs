@@ -25,7 +25,7 @@ impl Mesh {
 
     /// Whether `object` says this, and nothing else.
     fn says(&self, object: &ObjectRef, resources: &[Resource]) -> bool {
-        let mut policies: Vec<&Policy> = Vec::new();
+        let mut policies: Vec<&Arc<Policy>> = Vec::new();
         let mut of_own_kind = 0;
         let mut others = [false; 3];
         for resource in resources {
@@ -33,14 +33,10 @@ impl Mesh {
             let same = match resource {
                 Resource::Namespace(new) => self.namespaces.get(&new.name) == Some(new),
                 Resource::Node(new) => self.nodes.get(&new.name) == Some(new),
-                Resource::Pod(new) => self.pods.get(&new.name).is_some_and(|pod| **pod == *new),
+                Resource::Pod(new) => self.pods.get(&new.name) == Some(new),
                 Resource::ServiceAccount(new) => self.service_accounts.get(&new.name) == Some(new),
-                Resource::Service(new) => {
-                    self.services.get(&new.name).is_some_and(|service| **service == *new)
-                }
-                Resource::EndpointSlice(new) => {
-                    self.endpoint_slices.get(&new.name).is_some_and(|slice| **slice == *new)
-                }
+                Resource::Service(new) => self.services.get(&new.name) == Some(new),
+                Resource::EndpointSlice(new) => self.endpoint_slices.get(&new.name) == Some(new),
                 Resource::Policy(new) => {
                     policies.push(new);
                     of_own_kind -= 1;
@@ -49,17 +45,17 @@ impl Mesh {
                 Resource::Authorization(new) => {
                     of_own_kind -= 1;
                     others[0] = true;
-                    self.authorization.get(object).is_some_and(|policy| **policy == *new)
+                    self.authorization.get(object) == Some(new)
                 }
                 Resource::PeerAuthentication(new) => {
                     of_own_kind -= 1;
                     others[1] = true;
-                    self.peer_authentication.get(object).is_some_and(|policy| **policy == *new)
+                    self.peer_authentication.get(object) == Some(new)
                 }
                 Resource::Settings(new) => {
                     of_own_kind -= 1;
                     others[2] = true;
-                    self.settings_objects.get(object).is_some_and(|said| **said == *new)
+                    self.settings_objects.get(object) == Some(new)
                 }
             };
             if !same {
@@ -72,7 +68,7 @@ impl Mesh {
             && others[1] == self.peer_authentication.contains_key(object)
             && others[2] == self.settings_objects.contains_key(object)
             && known.len() == policies.len()
-            && known.iter().zip(policies).all(|(known, new)| **known == *new)
+            && known.iter().zip(policies).all(|(known, new)| known == new)
     }
 
     /// The objects of a kind that say something.
@@ -153,28 +149,28 @@ impl Mesh {
                 self.nodes.insert(Arc::clone(&node.name), node);
             }
             Resource::Pod(pod) => {
-                self.pods.insert(pod.name.clone(), Arc::new(pod));
+                self.pods.insert(pod.name.clone(), pod);
             }
             Resource::ServiceAccount(account) => {
                 self.service_accounts.insert(account.name.clone(), account);
             }
             Resource::Service(service) => {
-                self.services.insert(service.name.clone(), Arc::new(service));
+                self.services.insert(service.name.clone(), service);
             }
             Resource::EndpointSlice(slice) => {
-                self.endpoint_slices.insert(slice.name.clone(), Arc::new(slice));
+                self.endpoint_slices.insert(slice.name.clone(), slice);
             }
             Resource::Policy(policy) => {
-                self.policies.entry(object.clone()).or_default().push(Arc::new(policy));
+                self.policies.entry(object.clone()).or_default().push(policy);
             }
             Resource::Authorization(policy) => {
-                self.authorization.insert(object.clone(), Arc::new(policy));
+                self.authorization.insert(object.clone(), policy);
             }
             Resource::PeerAuthentication(policy) => {
-                self.peer_authentication.insert(object.clone(), Arc::new(policy));
+                self.peer_authentication.insert(object.clone(), policy);
             }
             Resource::Settings(settings) => {
-                self.settings_objects.insert(object.clone(), Arc::new(settings));
+                self.settings_objects.insert(object.clone(), settings);
             }
         }
     }

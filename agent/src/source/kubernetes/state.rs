@@ -122,6 +122,7 @@ impl Texts {
         }
         match resource {
             Resource::Pod(pod) => {
+                let pod = Arc::make_mut(pod);
                 self.one(&mut pod.name.namespace);
                 self.one(&mut pod.node);
                 self.one(&mut pod.service_account);
@@ -131,6 +132,7 @@ impl Texts {
                 }
             }
             Resource::Service(service) => {
+                let service = Arc::make_mut(service);
                 self.one(&mut service.name.namespace);
                 self.one(&mut service.origin.object.kind);
                 self.one(&mut service.origin.field);
@@ -138,6 +140,7 @@ impl Texts {
                 self.labels(&mut service.labels);
             }
             Resource::EndpointSlice(slice) => {
+                let slice = Arc::make_mut(slice);
                 self.one(&mut slice.name.namespace);
                 slice.service.iter_mut().for_each(|service| self.one(service));
                 for endpoint in &mut slice.endpoints {

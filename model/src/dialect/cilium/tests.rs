@@ -12,7 +12,7 @@ fn manifest(kind: &str, spec: &str) -> String {
 
 fn policy_of(resources: Vec<Resource>) -> Policy {
     match <[Resource; 1]>::try_from(resources) {
-        Ok([Resource::Policy(policy)]) => policy,
+        Ok([Resource::Policy(policy)]) => (*policy).clone(),
         other => panic!("{other:?}"),
     }
 }

@@ -41,12 +41,7 @@ pub(in crate::dialect) fn authorization(reading: &mut Reading<'_>) -> Option<Res
     if is_dry_run(reading, object.metadata.annotations.as_ref()) {
         action = Action::Audit;
     }
-    Some(Resource::Authorization(AuthorizationPolicy {
-        origin: reading.origin(&at),
-        scope,
-        action,
-        rules,
-    }))
+    Some(Resource::from(AuthorizationPolicy { origin: reading.origin(&at), scope, action, rules }))
 }
 
 /// What stands for a policy that is not in force: an allowing one allows nothing, a denying one
@@ -74,7 +69,7 @@ pub(in crate::dialect) fn authorization_fallback(
         }],
     };
     let origin = reading.origin(&at);
-    Some(vec![Resource::Authorization(AuthorizationPolicy { origin, scope, action, rules })])
+    Some(vec![Resource::from(AuthorizationPolicy { origin, scope, action, rules })])
 }
 
 fn action(reading: &mut Reading<'_>, at: &Path, action: Option<&str>) -> Action {

@@ -22,7 +22,7 @@ pub(in crate::dialect) fn peer_authentication(reading: &mut Reading<'_>) -> Opti
         );
         scope = Scope::Nothing;
     }
-    Some(Resource::PeerAuthentication(PeerAuthentication {
+    Some(Resource::from(PeerAuthentication {
         origin: reading.origin(&at),
         scope,
         mode: mode(reading, &at.field("mtls"), spec.mtls.as_ref()),
@@ -32,7 +32,7 @@ pub(in crate::dialect) fn peer_authentication(reading: &mut Reading<'_>) -> Opti
 
 /// What stands for a policy that is not in force: the narrowest that it could say.
 pub(in crate::dialect) fn peer_authentication_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
-    vec![Resource::PeerAuthentication(PeerAuthentication {
+    vec![Resource::from(PeerAuthentication {
         origin: reading.origin(&Path::ROOT.field("spec")),
         scope: fallback_scope(reading),
         mode: Some(MtlsMode::Strict),

@@ -11,7 +11,7 @@ fn manifest(kind: &str, namespace: &str, spec: &str) -> String {
 
 fn authorization_of(resources: Vec<Resource>) -> AuthorizationPolicy {
     match <[Resource; 1]>::try_from(resources) {
-        Ok([Resource::Authorization(policy)]) => policy,
+        Ok([Resource::Authorization(policy)]) => (*policy).clone(),
         other => panic!("{other:?}"),
     }
 }
@@ -28,7 +28,7 @@ fn warned(spec: &str) -> AuthorizationPolicy {
 
 fn peer_authentication(namespace: &str, spec: &str) -> PeerAuthentication {
     match &clean(&manifest("PeerAuthentication", namespace, spec))[..] {
-        [Resource::PeerAuthentication(policy)] => policy.clone(),
+        [Resource::PeerAuthentication(policy)] => (**policy).clone(),
         other => panic!("{other:?}"),
     }
 }

@@ -44,7 +44,7 @@ pub(in crate::dialect) fn network_policy(reading: &mut Reading<'_>) -> Option<Re
         Direction::Ingress => ingress,
         Direction::Egress => egress,
     });
-    Some(Resource::Policy(Policy {
+    Some(Resource::from(Policy {
         origin: reading.origin(&at),
         subject: Workloads {
             namespace: namespace_selector(reading),
@@ -63,7 +63,7 @@ pub(in crate::dialect) fn network_policy(reading: &mut Reading<'_>) -> Option<Re
 pub(in crate::dialect) fn deny_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
     let at = Path::ROOT.field("spec");
     let pods = readable_selector(reading, &at.field("podSelector"));
-    vec![Resource::Policy(Policy {
+    vec![Resource::from(Policy {
         origin: reading.origin(&at),
         subject: Workloads {
             namespace: namespace_selector(reading),

@@ -49,7 +49,7 @@ pub(in crate::dialect) fn service(reading: &mut Reading<'_>) -> Option<Resource>
             .collect(),
     });
 
-    Some(Resource::Service(Service {
+    Some(Resource::from(Service {
         name: reading.object.name.clone(),
         labels: labels(metadata.labels.as_ref()),
         selector,
@@ -219,7 +219,7 @@ pub(in crate::dialect) fn endpoint_slice(reading: &mut Reading<'_>) -> Option<Re
         });
     }
     let labels = slice.metadata.labels.unwrap_or_default();
-    Some(Resource::EndpointSlice(EndpointSlice {
+    Some(Resource::from(EndpointSlice {
         name: reading.object.name.clone(),
         service: labels.get(SERVICE_LABEL).map(|name| name.as_str().into()),
         ports,

@@ -104,7 +104,7 @@ pub(in crate::dialect) fn pod(reading: &mut Reading<'_>) -> Option<Resource> {
     let accelerate =
         annotations.get(ACCELERATE_ANNOTATION).is_none_or(|value| accelerate(reading, value));
 
-    Some(Resource::Pod(Pod {
+    Some(Resource::from(Pod {
         name: reading.object.name.clone(),
         uid: uid.into(),
         labels: Arc::new(labels),

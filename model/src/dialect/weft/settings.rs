@@ -25,7 +25,7 @@ pub(in crate::dialect) fn settings(reading: &mut Reading<'_>) -> Option<Resource
     let at = Path::ROOT.field("spec");
     let Dialects { cilium, istio } = spec.dialects.unwrap_or_default();
     let mode = spec.mtls.and_then(|mtls| mtls.mode);
-    Some(Resource::Settings(MeshSettings {
+    Some(Resource::from(MeshSettings {
         origin: reading.origin(&at),
         default_mtls: mode
             .and_then(|text| mtls_mode(reading, &at.fields(&["mtls", "mode"]), &text)),
@@ -55,7 +55,7 @@ pub(in crate::dialect) fn settings_fallback(reading: &mut Reading<'_>) -> Option
         Some(mode) => !matches!(mode, "PERMISSIVE" | "DISABLE"),
     };
     (is_strict && *reading.object.name.name == *NAME).then(|| {
-        vec![Resource::Settings(MeshSettings {
+        vec![Resource::from(MeshSettings {
             default_mtls: Some(MtlsMode::Strict),
             ..MeshSettings::silent(reading.origin(&Path::ROOT.field("spec")))
         })]

@@ -17,7 +17,7 @@ fn manifest(kind: &str, spec: &str) -> String {
 
 fn policy_of(resources: &[Resource]) -> Policy {
     match resources {
-        [Resource::Policy(policy)] => policy.clone(),
+        [Resource::Policy(policy)] => (**policy).clone(),
         other => panic!("{other:?}"),
     }
 }
@@ -35,7 +35,7 @@ fn warned(spec: &str) -> Policy {
 
 fn settings(spec: &str) -> MeshSettings {
     match &clean(&manifest("MeshSettings", spec))[..] {
-        [Resource::Settings(settings)] => settings.clone(),
+        [Resource::Settings(settings)] => (**settings).clone(),
         other => panic!("{other:?}"),
     }
 }
