@@ -29,6 +29,18 @@ pub use self::finding::{Document, Finding, Severity};
 use self::reading::Source;
 use crate::mesh::Settings;
 
+/// The annotations that are read of objects. Whoever keeps only a part of an object keeps these.
+pub const ANNOTATIONS: [&str; 7] = [
+    kubernetes::ACCELERATE_ANNOTATION,
+    kubernetes::MIRROR_ANNOTATION,
+    istio::DRY_RUN_ANNOTATION,
+    // What other meshes read of namespaces and pods.
+    "sidecar.istio.io/inject",
+    "linkerd.io/inject",
+    "consul.hashicorp.com/connect-inject",
+    "appmesh.k8s.aws/sidecarInjectorWebhook",
+];
+
 /// What is said of a rule that HTTP would have to be read for.
 const NEEDS_HTTP: &str =
     "needs HTTP inspection; what it would have to inspect is denied until the proxy speaks HTTP";

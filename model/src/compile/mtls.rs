@@ -48,8 +48,10 @@ impl<'a> PeerAuthentications<'a> {
         let mut of_mesh = None;
         let mut of_namespaces = HashMap::new();
         let mut of_workloads: HashMap<_, Vec<_>> = HashMap::new();
+        let mut by_age: Vec<_> = mesh.peer_authentication.values().collect();
+        by_age.sort_by_key(|policy| policy.created);
         // The first of a level counts, also where it says nothing.
-        for policy in mesh.peer_authentication.values() {
+        for policy in by_age {
             let said = policy.mode.map(|mode| (mode, Some(policy.origin.clone())));
             match &policy.scope {
                 Scope::Mesh => {

@@ -9,7 +9,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::authorization::{authorization, authorization_fallback};
+pub(super) use self::authorization::{DRY_RUN_ANNOTATION, authorization, authorization_fallback};
 pub(super) use self::peer_authentication::{peer_authentication, peer_authentication_fallback};
 
 use serde::Deserialize;

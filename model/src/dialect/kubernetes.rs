@@ -10,7 +10,9 @@ mod workload;
 
 pub(super) use self::network_policy::{deny_fallback, network_policy};
 pub(super) use self::service::{endpoint_slice, service};
-pub(super) use self::workload::{namespace, node, pod, service_account};
+pub(super) use self::workload::{
+    ACCELERATE_ANNOTATION, MIRROR_ANNOTATION, namespace, node, pod, service_account,
+};
 
 use super::path::Path;
 use super::reading::Reading;

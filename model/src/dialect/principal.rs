@@ -28,9 +28,35 @@ pub(super) fn principal(reading: &mut Reading<'_>, at: &Path, text: &str) -> Opt
         StringMatch::Prefix(part) | StringMatch::Suffix(part) if part.contains('*') => {
             reading.error(at, "a * stands at one end, and nowhere else");
         }
-        _ => return Some(wanted),
+        _ => {
+            check_trust_domain(reading, at, value);
+            return Some(wanted);
+        }
     }
     None
+}
+
+/// Reports a whole identity of another trust domain than the mesh's, which nobody here has.
+pub(super) fn check_trust_domain(reading: &mut Reading<'_>, at: &Path, identity: &str) {
+    let own = reading.settings.trust_domain.clone();
+    if let Some((domain, path)) = of_trust_domain(identity)
+        && *domain != *own
+    {
+        reading.warning(
+            at,
+            format_args!(
+                "\"{domain}\" is not the mesh's trust domain, so nobody has this identity; write \
+                 {own}/{path}"
+            ),
+        );
+    }
+}
+
+/// The trust domain of an identity, and the rest of it; none where it is not whole, or a `*`
+/// stands in the trust domain's place.
+pub(super) fn of_trust_domain(identity: &str) -> Option<(&str, &str)> {
+    let (domain, path) = identity.split_once('/')?;
+    (identity.split('/').count() == 5 && !domain.contains('*')).then_some((domain, path))
 }
 
 fn is_identity(text: &str) -> bool {

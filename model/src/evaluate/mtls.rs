@@ -1,6 +1,6 @@
 //! PeerAuthentication: "workload-specific, namespace-wide, mesh-wide; the narrowest policy
-//! wins", UNSET inherits, and of several at one level one counts (here the first by name, for a
-//! manifest on disk has no creation time).
+//! wins", UNSET inherits, and "when there are more than one policy in the same scope, the oldest
+//! one wins" (the first by name, where they are of one age: files have no creation time).
 
 use weft_common::Reason;
 
@@ -22,7 +22,8 @@ pub fn mtls(mesh: &Mesh, pod: &Pod, port: u16) -> MtlsRequirement {
     let said =
         |mode: MtlsMode, origin: &Origin| MtlsRequirement { mode, origin: Some(origin.clone()) };
     let at = |level: fn(&Scope, &Pod) -> bool| {
-        mesh.peer_authentication.values().find(|policy| level(&policy.scope, pod))
+        let of_level = mesh.peer_authentication.values();
+        of_level.filter(|policy| level(&policy.scope, pod)).min_by_key(|policy| policy.created)
     };
     let whole = |policy: &PeerAuthentication| policy.mode.map(|mode| said(mode, &policy.origin));
 

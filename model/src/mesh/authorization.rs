@@ -157,11 +157,13 @@ pub enum StringMatch {
 }
 
 /// security.istio.io/v1 PeerAuthentication. The narrowest that acts on a pod decides: workload,
-/// then namespace, then mesh.
+/// then namespace, then mesh; of several of one level the oldest, of those the first by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAuthentication {
     /// The policy as a whole.
     pub origin: Origin,
+    /// `metadata.creationTimestamp`, in seconds since the epoch; none in a file.
+    pub created: Option<i64>,
     /// The pods it acts on.
     pub scope: Scope,
     /// `spec.mtls.mode`; none (or UNSET): inherited.

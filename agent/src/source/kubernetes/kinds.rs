@@ -1,6 +1,7 @@
 //! The kinds that are followed, and what is read of their objects.
 
 use kube::discovery::ApiResource;
+use weft_model::dialect::ANNOTATIONS;
 
 use super::object::{Fields, Kept};
 
@@ -16,6 +17,19 @@ pub(super) struct Kind {
     pub custom: bool,
 }
 
+/// Fields that are kept whole.
+const fn whole<const N: usize>(names: [&'static str; N]) -> [(&'static str, &'static Kept); N] {
+    let mut fields: [(&str, &Kept); N] = [("", &Kept::All); N];
+    let mut index = 0;
+    while index < N {
+        fields[index].0 = names[index];
+        index += 1;
+    }
+    fields
+}
+
+const ANNOTATION_FIELDS: [(&str, &Kept); ANNOTATIONS.len()] = whole(ANNOTATIONS);
+
 const METADATA: (&str, &Kept) = (
     "metadata",
     &Kept::Fields(&[
@@ -23,19 +37,10 @@ const METADATA: (&str, &Kept) = (
         ("namespace", &Kept::All),
         ("uid", &Kept::All),
         ("generation", &Kept::All),
+        ("creationTimestamp", &Kept::All),
         ("resourceVersion", &Kept::All),
         ("labels", &Kept::All),
-        (
-            "annotations",
-            &Kept::Fields(&[
-                ("weft.dev/accelerate", &Kept::All),
-                ("sidecar.istio.io/inject", &Kept::All),
-                ("linkerd.io/inject", &Kept::All),
-                ("consul.hashicorp.com/connect-inject", &Kept::All),
-                ("appmesh.k8s.aws/sidecarInjectorWebhook", &Kept::All),
-                ("kubernetes.io/config.mirror", &Kept::All),
-            ]),
-        ),
+        ("annotations", &Kept::Fields(&ANNOTATION_FIELDS)),
     ]),
 );
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use weft_model::dialect::read_object;
-use weft_model::mesh::{Name, Settings};
+use weft_model::mesh::{Action, Name, Resource, Settings};
 
 use super::follow::Seen;
 use super::kinds::{KINDS, Kind, OtherFields, PodFields};
@@ -82,14 +82,32 @@ fn only_what_is_read_is_kept_of_an_object() {
         })
     );
     let policy = json!({
-        "metadata": {"name": "p", "namespace": "shop", "generation": 3},
+        "metadata": {
+            "name": "p", "namespace": "shop", "generation": 3,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
         "spec": {"podSelector": {}},
         "status": {"conditions": []},
     });
     let kept = kept::<OtherFields>(kind("NetworkPolicy"), &policy);
+    assert_eq!(kept["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
     assert_eq!(kept["spec"], json!({"podSelector": {}}));
     assert_eq!(kept["metadata"]["generation"], 3);
     assert_eq!(kept["status"], json!({}));
+}
+
+#[test]
+fn a_policy_that_is_only_tried_is_told_from_the_others() {
+    let policies = kind("AuthorizationPolicy");
+    let policy = json!({
+        "metadata": {
+            "name": "p", "namespace": "shop", "annotations": {"istio.io/dry-run": "true"},
+        },
+        "spec": {"action": "DENY", "rules": [{}]},
+    });
+    let kept = seen(policies, kept::<OtherFields>(policies, &policy));
+    let [Resource::Authorization(read)] = &kept.document.resources[..] else { panic!("{kept:?}") };
+    assert_eq!(read.action, Action::Audit);
 }
 
 #[test]

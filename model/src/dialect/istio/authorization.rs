@@ -7,7 +7,7 @@ use crate::dialect::reading::{Reading, Unknown};
 use crate::mesh::{Action, AuthorizationPolicy, AuthorizationRule, Needs, Resource};
 
 /// Annotation of a policy that is to be tried without effect.
-const DRY_RUN: &str = "istio.io/dry-run";
+pub(in crate::dialect) const DRY_RUN_ANNOTATION: &str = "istio.io/dry-run";
 
 pub(in crate::dialect) fn authorization(reading: &mut Reading<'_>) -> Option<Resource> {
     let object: Object<AuthorizationSpec> = reading.decode(Unknown::Narrows)?;
@@ -97,8 +97,11 @@ fn action(reading: &mut Reading<'_>, at: &Path, action: Option<&str>) -> Action 
 }
 
 fn is_dry_run(reading: &mut Reading<'_>, annotations: Option<&BTreeMap<String, String>>) -> bool {
-    let at = Path::ROOT.fields(&["metadata", "annotations", DRY_RUN]);
-    match annotations.and_then(|annotations| annotations.get(DRY_RUN)).map(String::as_str) {
+    let at = Path::ROOT.fields(&["metadata", "annotations", DRY_RUN_ANNOTATION]);
+    match annotations
+        .and_then(|annotations| annotations.get(DRY_RUN_ANNOTATION))
+        .map(String::as_str)
+    {
         None | Some("false") => false,
         Some("true") => {
             reading.note(&at, "the policy is not enforced, as the annotation asks");

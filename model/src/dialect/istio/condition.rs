@@ -33,8 +33,8 @@ pub(super) fn condition(
             not_values: source::strings(reading, &not_values_at, not_values),
         },
         "source.principal" => Condition::SourcePrincipal {
-            values: source::strings(reading, &values_at, values),
-            not_values: source::strings(reading, &not_values_at, not_values),
+            values: source::principals(reading, &values_at, values),
+            not_values: source::principals(reading, &not_values_at, not_values),
         },
         // A service account is the end of a principal, whatever the trust domain.
         "source.serviceAccount" => Condition::SourcePrincipal {

@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Deserialize;
+
 use super::schema::{Mtls, Object, PeerAuthenticationSpec};
 use super::{fallback_scope, scope};
 use crate::dialect::path::Path;
@@ -24,6 +27,7 @@ pub(in crate::dialect) fn peer_authentication(reading: &mut Reading<'_>) -> Opti
     }
     Some(Resource::from(PeerAuthentication {
         origin: reading.origin(&at),
+        created: created(reading),
         scope,
         mode: mode(reading, &at.field("mtls"), spec.mtls.as_ref()),
         ports,
@@ -34,10 +38,17 @@ pub(in crate::dialect) fn peer_authentication(reading: &mut Reading<'_>) -> Opti
 pub(in crate::dialect) fn peer_authentication_fallback(reading: &mut Reading<'_>) -> Vec<Resource> {
     vec![Resource::from(PeerAuthentication {
         origin: reading.origin(&Path::ROOT.field("spec")),
+        created: created(reading),
         scope: fallback_scope(reading),
         mode: Some(MtlsMode::Strict),
         ports: BTreeMap::new(),
     })]
+}
+
+/// When the API server made the object, in seconds since the epoch.
+fn created(reading: &Reading<'_>) -> Option<i64> {
+    let at = Path::ROOT.fields(&["metadata", "creationTimestamp"]);
+    Time::deserialize(reading.get(&at)?).ok().map(|created| created.0.as_second())
 }
 
 fn port_modes(

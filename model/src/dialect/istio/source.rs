@@ -6,9 +6,13 @@ use ipnet::IpNet;
 use super::schema;
 use crate::dialect::NEEDS_HTTP;
 use crate::dialect::path::Path;
+use crate::dialect::principal::{check_trust_domain, of_trust_domain};
 use crate::dialect::reading::Reading;
 use crate::dialect::selector::{canonical, cidr, is_dns_label, is_dns_subdomain, port};
 use crate::mesh::{Operation, Source, StringMatch};
+
+/// Istio's name for the trust domain of whatever mesh reads it.
+const LOCAL_TRUST_DOMAIN: &str = "cluster.local";
 
 /// `rules.from.source`.
 pub(super) fn source(reading: &mut Reading<'_>, at: &Path, source: &schema::Source) -> Source {
@@ -55,8 +59,8 @@ pub(super) fn source(reading: &mut Reading<'_>, at: &Path, source: &schema::Sour
         ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
     ];
     Source {
-        principals: strings(reading, &at_field("principals"), source.principals.as_deref()),
-        not_principals: strings(
+        principals: principals(reading, &at_field("principals"), source.principals.as_deref()),
+        not_principals: principals(
             reading,
             &at_field("notPrincipals"),
             source.not_principals.as_deref(),
@@ -152,17 +156,45 @@ pub(super) fn strings(
     let mut matches = Vec::new();
     for (index, value) in values.unwrap_or_default().iter().enumerate() {
         check_not_empty(reading, &at.index(index), value);
-        matches.push(if value == "*" {
-            StringMatch::Present
-        } else if let Some(suffix) = value.strip_prefix('*') {
-            StringMatch::Suffix(suffix.into())
-        } else if let Some(prefix) = value.strip_suffix('*') {
-            StringMatch::Prefix(prefix.into())
-        } else {
-            StringMatch::Exact(value.as_str().into())
+        matches.push(string(value));
+    }
+    matches
+}
+
+/// The same of principals, in which Istio takes `cluster.local` for the mesh's trust domain,
+/// whatever that is (`trustdomain.Bundle.ReplaceTrustDomainAliases`).
+pub(super) fn principals(
+    reading: &mut Reading<'_>,
+    at: &Path,
+    values: Option<&[String]>,
+) -> Vec<StringMatch> {
+    let mut matches = Vec::new();
+    for (index, value) in values.unwrap_or_default().iter().enumerate() {
+        let at = at.index(index);
+        check_not_empty(reading, &at, value);
+        matches.push(match of_trust_domain(value) {
+            Some((LOCAL_TRUST_DOMAIN, path)) => {
+                string(&format!("{}/{path}", reading.settings.trust_domain))
+            }
+            _ => {
+                check_trust_domain(reading, &at, value);
+                string(value)
+            }
         });
     }
     matches
+}
+
+fn string(value: &str) -> StringMatch {
+    if value == "*" {
+        StringMatch::Present
+    } else if let Some(suffix) = value.strip_prefix('*') {
+        StringMatch::Suffix(suffix.into())
+    } else if let Some(prefix) = value.strip_suffix('*') {
+        StringMatch::Prefix(prefix.into())
+    } else {
+        StringMatch::Exact(value.into())
+    }
 }
 
 /// Addresses and blocks of addresses.

@@ -68,11 +68,80 @@ fn a_policy_acts_on_mesh_namespace_workload_or_service() {
 }
 
 #[test]
+fn cluster_local_is_the_meshs_trust_domain_whatever_its_name() {
+    let settings = Settings { trust_domain: "my-td".into(), ..Settings::default() };
+    let rules = "action: DENY\nrules:\n- from:\n  - source:\n      principals: \
+                 [cluster.local/ns/a/sa/b]\n      notPrincipals: ['cluster.local/ns/a/sa/*']\n  \
+                 when:\n  - {key: source.principal, values: [cluster.local/ns/a/sa/b, \
+                 '*/ns/a/sa/c', cluster.local/ns/*, other/ns/a/sa/b]}";
+    let text = manifest("AuthorizationPolicy", "shop", rules);
+    let mut documents = crate::dialect::read_yaml(&settings, "m.yaml", &text);
+    let document = documents.pop().unwrap();
+    let said: Vec<String> = document.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "m.yaml:12: spec.rules[0].when[0].values[3]: \"other\" is not the mesh's trust domain, so \
+          nobody has this identity; write my-td/ns/a/sa/b"
+        ]
+    );
+    let policy = authorization_of(document.resources);
+    let rule = &policy.rules[0];
+    let exact = |text: &str| StringMatch::Exact(text.into());
+    assert_eq!(rule.from[0].principals, [exact("my-td/ns/a/sa/b")]);
+    assert_eq!(rule.from[0].not_principals, [StringMatch::Prefix("my-td/ns/a/sa/".into())]);
+    let values = vec![
+        exact("my-td/ns/a/sa/b"),
+        StringMatch::Suffix("/ns/a/sa/c".into()),
+        // Istio looks for it in whole identities alone.
+        StringMatch::Prefix("cluster.local/ns/".into()),
+        exact("other/ns/a/sa/b"),
+    ];
+    assert_eq!(rule.when, [Condition::SourcePrincipal { values, not_values: Vec::new() }]);
+}
+
+#[test]
+fn of_two_peer_authentications_of_one_level_the_older_counts() {
+    let mut mesh = Mesh::default();
+    let mut put = |namespace: &str, name: &str, created: &str, mode: &str| {
+        let text = manifest("PeerAuthentication", namespace, &format!("mtls: {{mode: {mode}}}"));
+        let created = format!("name: {name}, creationTimestamp: '{created}'");
+        assert!(mesh.insert_document(&only(&text.replace("name: p", &created))));
+    };
+    put("istio-system", "a", "2026-02-01T00:00:00Z", "PERMISSIVE");
+    put("istio-system", "b", "2026-01-01T00:00:00Z", "STRICT");
+    put("shop", "a", "2026-02-01T00:00:00Z", "DISABLE");
+    put("shop", "b", "2026-02-01T00:00:00Z", "STRICT");
+    let pods = ["shop", "bank"].map(|namespace| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: {namespace}, uid: \
+             {namespace}, labels: {{weft.dev/mesh: enabled}}}}\nspec: {{nodeName: one, containers: \
+             []}}\nstatus: {{podIP: 10.0.0.{}}}\n",
+            namespace.len()
+        );
+        let [Resource::Pod(pod)] = &clean(&text)[..] else { panic!("{text}") };
+        pod.clone()
+    });
+    let mode = |pod| crate::evaluate::mtls(&mesh, pod, 80).mode;
+    assert_eq!(mode(&pods[0]), MtlsMode::Disable, "the first by name, of two of one age");
+    assert_eq!(mode(&pods[1]), MtlsMode::Strict, "the older one");
+    let said: Vec<String> = mesh.settle().iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    let not_in_force = "not in force: of the PeerAuthentications of";
+    for (said, object, of) in [
+        (&said[0], "PeerAuthentication istio-system/a", "the mesh the oldest counts, "),
+        (&said[1], "PeerAuthentication shop/b", "the namespace shop the oldest counts, "),
+    ] {
+        assert!(said.contains(&format!("{object}: spec: {not_in_force} {of}")), "{said}");
+    }
+}
+
+#[test]
 fn rules_say_what_was_written() {
     let policy = authorization(
         "shop",
         "action: DENY\nrules:\n- from:\n  - source:\n      principals: ['*', 'a/*', '*/sa/b', \
-         td/ns/a/sa/b]\n      notPrincipals: [x]\n      namespaces: [bank]\n      notNamespaces: \
+         cluster.local/ns/a/sa/b]\n      notPrincipals: [x]\n      namespaces: [bank]\n      notNamespaces: \
          ['b*']\n      ipBlocks: [10.0.0.0/8, 192.0.2.1]\n      notIpBlocks: ['fd00::/8']\n  - \
          source:\n      serviceAccounts: [web, bank/pay]\n      notServiceAccounts: [bank/x]\n  \
          to:\n  - operation:\n      ports: ['80', '443']\n      notPorts: ['81']\n  when:\n  - \
@@ -93,7 +162,7 @@ fn rules_say_what_was_written() {
                     StringMatch::Present,
                     StringMatch::Prefix("a/".into()),
                     StringMatch::Suffix("/sa/b".into()),
-                    exact("td/ns/a/sa/b"),
+                    exact("cluster.local/ns/a/sa/b"),
                 ],
                 not_principals: vec![exact("x")],
                 namespaces: vec![exact("bank")],

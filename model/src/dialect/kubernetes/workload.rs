@@ -13,9 +13,9 @@ use crate::mesh::{
 };
 
 /// Annotation that the kubelet gives the object of a static pod: the uid by which it runs it.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+pub(in crate::dialect) const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Annotation of a pod: `"false"` turns acceleration off.
-const ACCELERATE_ANNOTATION: &str = "weft.dev/accelerate";
+pub(in crate::dialect) const ACCELERATE_ANNOTATION: &str = "weft.dev/accelerate";
 
 pub(in crate::dialect) fn namespace(reading: &mut Reading<'_>) -> Option<Resource> {
     let namespace: v1::Namespace = reading.decode(Unknown::Ignored)?;

@@ -51,7 +51,7 @@ const TCP: PortMatch = PortMatch { protocol: Some(Protocol::Tcp), ports: Ports::
 fn peers_are_named_by_identity() {
     for (text, wanted) in [
         ("cluster.local/ns/shop/sa/web", StringMatch::Exact("cluster.local/ns/shop/sa/web".into())),
-        ("spiffe://a.b/ns/c/sa/d", StringMatch::Exact("a.b/ns/c/sa/d".into())),
+        ("spiffe://cluster.local/ns/c/sa/d", StringMatch::Exact("cluster.local/ns/c/sa/d".into())),
         ("'*'", StringMatch::Present),
         ("spiffe://cluster.local/ns/shop/*", StringMatch::Prefix("cluster.local/ns/shop/".into())),
         ("'*/sa/web'", StringMatch::Suffix("/sa/web".into())),
@@ -74,6 +74,18 @@ fn peers_are_named_by_identity() {
         ));
         assert!(found.contains("spec.ingress[0].fromIdentities[0]"), "{text}: {found}");
     }
+}
+
+#[test]
+fn nobody_has_an_identity_of_another_trust_domain() {
+    let text = |identity: &str| {
+        let spec = format!("endpointSelector: {{}}\ningressDeny:\n- fromIdentities: [{identity}]");
+        findings(&manifest("MeshPolicy", &spec))
+    };
+    let said = text("spiffe://other/ns/shop/sa/web");
+    assert!(said.contains("spec.ingressDeny[0].fromIdentities[0]: \"other\" is not"), "{said}");
+    assert!(said.contains("write cluster.local/ns/shop/sa/web"), "{said}");
+    assert_eq!(text("'*/ns/shop/sa/web'"), "");
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Generator {
             .collect();
         let policy = PeerAuthentication {
             origin: origin(kind, &name, "spec"),
+            created: *self.of(&[None, Some(1), Some(2)]),
             scope: self.scope(&name.namespace),
             mode: mode(self),
             ports,

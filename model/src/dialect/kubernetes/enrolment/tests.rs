@@ -1,4 +1,5 @@
-use crate::dialect::read_yaml;
+use super::{OTHERS, OWN};
+use crate::dialect::{ANNOTATIONS, read_yaml};
 use crate::mesh::{Mesh, Resource, Settings};
 
 /// What a pod or namespace with these labels and annotations says, and what is said about that.
@@ -81,6 +82,14 @@ fn wefts_own_label_goes_first_and_differences_are_told() {
             ]
         )
     );
+}
+
+#[test]
+fn annotations_that_are_read_are_known_to_who_keeps_only_those() {
+    let read = OTHERS.iter().chain([&OWN]).filter(|mark| mark.annotations);
+    for mark in read {
+        assert!(ANNOTATIONS.contains(&mark.key), "{}", mark.key);
+    }
 }
 
 #[test]
