@@ -3,11 +3,12 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use weft_common::Path;
-use weft_model::evaluate::{Connection, Outcome, Party, Verdict, path, verdict};
-use weft_model::mesh::{Mesh, Name, Protocol, Service};
+use weft_model::evaluate::{Connection, Outcome, Party, Verdict, backends, path, verdict};
+use weft_model::mesh::{Mesh, Name, Protocol, Service, ServicePort};
 use weft_proto::v1::{ExplainRequest, ExplainResponse, Step};
 
 use crate::flows::{path_text, reason_text, rule};
@@ -54,9 +55,9 @@ pub enum ExplainError {
         /// What there is.
         ports: String,
     },
-    /// The service serves the port nowhere.
-    #[error("service {0} has no endpoint for this port: connections to it fail")]
-    NoEndpoint(Name),
+    /// The service serves the port nowhere, or nowhere that the client would be sent to.
+    #[error("{0} has no endpoint for this port and this client: connections to it fail")]
+    NoEndpoint(String),
 }
 
 /// Explains a connection in a mesh. `same_node_mtls` is the setting `sameNode: mtls`.
@@ -75,7 +76,9 @@ pub fn explain(
         _ => return Err(ExplainError::Port(request.port)),
     };
     let source = party(mesh, "from", &request.from)?;
-    let destinations = destinations(mesh, &request.to, port, protocol)?;
+    let node = node_of(mesh, &source);
+    let dialled = Dialled { mesh, node: node.as_deref(), port, protocol };
+    let destinations = dialled.destinations(&request.to)?;
 
     let mut judged: Vec<(Party, Path, Verdict)> = Vec::new();
     for (destination, port) in destinations {
@@ -150,74 +153,106 @@ fn party(mesh: &Mesh, field: &'static str, text: &str) -> Result<Party, ExplainE
         .ok_or_else(|| ExplainError::Unknown { field, text: text.to_owned(), or_service: "" })
 }
 
-/// Where a connection ends: one place, or each endpoint of a service.
-fn destinations(
-    mesh: &Mesh,
-    text: &str,
-    port: u16,
-    protocol: Protocol,
-) -> Result<Vec<(Party, u16)>, ExplainError> {
-    let unknown =
-        || ExplainError::Unknown { field: "to", text: text.to_owned(), or_service: " or service" };
-    if let Some(name) = text.strip_prefix("service:") {
-        let name = find(mesh.services.keys(), "to", name)?.ok_or_else(unknown)?;
-        let service = mesh.services.get(&name).ok_or_else(unknown)?;
-        return backends(mesh, service, port, protocol);
-    }
-    if let Some(name) = find(mesh.pods.keys(), "to", text)? {
-        return Ok(vec![(Party::Pod(name), port)]);
-    }
-    if let Some(name) = find(mesh.services.keys(), "to", text)? {
-        let service = mesh.services.get(&name).ok_or_else(unknown)?;
-        return backends(mesh, service, port, protocol);
-    }
-    let address = text.parse::<IpAddr>().map_err(|_| unknown())?.to_canonical();
-    let dialled = mesh
-        .services
-        .values()
-        .find(|service| service.addresses.iter().any(|own| own.to_canonical() == address));
-    match dialled {
-        Some(service) => backends(mesh, service, port, protocol),
-        None => Ok(vec![(Party::Address(address), port)]),
+/// The node that a connection comes from, if it comes from one.
+fn node_of(mesh: &Mesh, source: &Party) -> Option<Arc<str>> {
+    match source {
+        Party::Pod(name) => mesh.pods.get(name).map(|pod| pod.node.clone()),
+        Party::Address(address) => {
+            let of_pod = || mesh.pod_at(*address).map(|pod| pod.node.clone());
+            mesh.node_at(*address).or_else(of_pod)
+        }
     }
 }
 
-fn backends(
-    mesh: &Mesh,
-    service: &Service,
+/// What is dialled, and from where: services send clients of some nodes to some endpoints.
+struct Dialled<'a> {
+    mesh: &'a Mesh,
+    node: Option<&'a str>,
     port: u16,
     protocol: Protocol,
-) -> Result<Vec<(Party, u16)>, ExplainError> {
-    let served = service
-        .ports
-        .iter()
-        .find(|served| served.port == port && served.protocol == protocol)
-        .ok_or_else(|| ExplainError::NoSuchServicePort {
-            service: service.name.clone(),
-            port,
-            protocol: protocol_text(protocol).to_owned(),
-            ports: service
-                .ports
-                .iter()
-                .map(|served| format!("{}/{}", served.port, protocol_text(served.protocol)))
-                .collect::<Vec<_>>()
-                .join(", "),
-        })?;
-    let endpoints: Vec<_> = mesh
-        .endpoints(service, served)
-        .into_iter()
-        .map(|endpoint| {
-            let party = match mesh.pod_at(endpoint.ip()) {
-                Some(pod) => Party::Pod(pod.name.clone()),
-                None => Party::Address(endpoint.ip()),
-            };
-            (party, endpoint.port())
-        })
-        .collect();
-    if endpoints.is_empty() {
-        return Err(ExplainError::NoEndpoint(service.name.clone()));
+}
+
+impl Dialled<'_> {
+    /// Where a connection ends: one place, or each endpoint of a service.
+    fn destinations(&self, text: &str) -> Result<Vec<(Party, u16)>, ExplainError> {
+        let mesh = self.mesh;
+        let unknown = || ExplainError::Unknown {
+            field: "to",
+            text: text.to_owned(),
+            or_service: " or service",
+        };
+        if let Some(name) = text.strip_prefix("service:") {
+            let name = find(mesh.services.keys(), "to", name)?.ok_or_else(unknown)?;
+            return self.of_service(mesh.services.get(&name).ok_or_else(unknown)?, None);
+        }
+        if let Some(name) = find(mesh.pods.keys(), "to", text)? {
+            return Ok(vec![(Party::Pod(name), self.port)]);
+        }
+        if let Some(name) = find(mesh.services.keys(), "to", text)? {
+            return self.of_service(mesh.services.get(&name).ok_or_else(unknown)?, None);
+        }
+        let address = text.parse::<IpAddr>().map_err(|_| unknown())?.to_canonical();
+        let is_its = |service: &&Arc<Service>| {
+            service.addresses.iter().any(|own| own.to_canonical() == address)
+        };
+        if let Some(service) = mesh.services.values().find(is_its) {
+            return self.of_service(service, Some(address));
+        }
+        // A load balancer's, an external one, or a node's with the port of a service.
+        let node = self.node.unwrap_or_default();
+        match backends(mesh, node, address, self.port, self.protocol) {
+            Some(found) => self.ends(&format!("the service at {address}"), found),
+            None => Ok(vec![(Party::Address(address), self.port)]),
+        }
     }
-    Ok(endpoints)
+
+    /// The endpoints to which a client of this node is sent by an address of the service, or by
+    /// any of them.
+    fn of_service(
+        &self,
+        service: &Service,
+        address: Option<IpAddr>,
+    ) -> Result<Vec<(Party, u16)>, ExplainError> {
+        let is_it =
+            |served: &&ServicePort| served.port == self.port && served.protocol == self.protocol;
+        let served = service.ports.iter().find(is_it).ok_or_else(|| {
+            let of_port = |served: &ServicePort| {
+                format!("{}/{}", served.port, protocol_text(served.protocol))
+            };
+            ExplainError::NoSuchServicePort {
+                service: service.name.clone(),
+                port: self.port,
+                protocol: protocol_text(self.protocol).to_owned(),
+                ports: service.ports.iter().map(of_port).collect::<Vec<_>>().join(", "),
+            }
+        })?;
+        let of_address =
+            |address| backends(self.mesh, self.node?, address, self.port, self.protocol);
+        let found = match (self.node, address) {
+            (Some(_), Some(address)) => of_address(address).unwrap_or_default(),
+            (Some(_), None) if !service.addresses.is_empty() => {
+                service.addresses.iter().filter_map(|own| of_address(*own)).flatten().collect()
+            }
+            // Headless, or from no node.
+            _ => self.mesh.endpoints(service, served),
+        };
+        self.ends(&format!("service {}", service.name), found)
+    }
+
+    fn ends(
+        &self,
+        service: &str,
+        endpoints: Vec<SocketAddr>,
+    ) -> Result<Vec<(Party, u16)>, ExplainError> {
+        if endpoints.is_empty() {
+            return Err(ExplainError::NoEndpoint(service.to_owned()));
+        }
+        let party = |endpoint: SocketAddr| match self.mesh.pod_at(endpoint.ip()) {
+            Some(pod) => (Party::Pod(pod.name.clone()), endpoint.port()),
+            None => (Party::Address(endpoint.ip()), endpoint.port()),
+        };
+        Ok(endpoints.into_iter().map(party).collect())
+    }
 }
 
 fn protocol_text(protocol: Protocol) -> &'static str {

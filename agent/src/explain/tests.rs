@@ -64,6 +64,72 @@ fn a_service_is_asked_for_by_name_or_address() {
     assert_eq!(error.to_string(), "port: service shop/api has no port 81/tcp; it has 80/tcp");
 }
 
+/// Endpoints on two nodes, of which policy lets in the first alone.
+const EVERYWHERE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: everywhere, namespace: shop}
+spec:
+  clusterIP: 10.96.0.2
+  externalIPs: [203.0.113.7]
+  POLICY
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: everywhere-1, namespace: shop, labels: {kubernetes.io/service-name: everywhere}}
+addressType: IPv4
+ports: [{port: 8080, protocol: TCP}]
+endpoints:
+- {addresses: [10.0.0.2], nodeName: n1}
+- {addresses: [10.0.1.1], nodeName: n2}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.0.2.9}]}
+";
+
+#[test]
+fn a_service_sends_its_clients_where_the_kernel_does() {
+    let ask = |policy: &str, from: &str, to: &str, port: u32| {
+        let mesh = mesh(&(shop() + &EVERYWHERE.replace("POLICY", policy)));
+        let request =
+            ExplainRequest { from: from.into(), to: to.into(), port, protocol: "tcp".into() };
+        explain(&mesh, false, &request)
+    };
+    let ways =
+        [("service:everywhere", 80), ("10.96.0.2", 80), ("203.0.113.7", 80), ("192.0.2.9", 30080)];
+    for (to, port) in ways {
+        assert_eq!(ask("", "web", to, port).unwrap().verdict, "mixed", "{to}");
+    }
+    let local = "internalTrafficPolicy: Local";
+    for (to, port) in &ways[..2] {
+        let told = ask(local, "web", to, *port).unwrap();
+        assert_eq!((&*told.verdict, &*told.steps[1].subject), ("allowed", "pod shop/api"), "{to}");
+        let told = ask(local, "db", to, *port).unwrap();
+        assert_eq!(told.steps.len(), 0, "a pod reaches itself: {told:?}");
+    }
+    let alone =
+        shop() + &EVERYWHERE.replace("POLICY", local).replace("nodeName: n1", "nodeName: n3");
+    let request = ExplainRequest {
+        from: "web".into(),
+        to: "everywhere".into(),
+        port: 80,
+        protocol: "tcp".into(),
+    };
+    assert_eq!(
+        explain(&mesh(&alone), false, &request).unwrap_err().to_string(),
+        "service shop/everywhere has no endpoint for this port and this client: connections to it \
+         fail"
+    );
+}
+
 #[test]
 fn same_node_mtls_takes_the_tunnel() {
     let request = ExplainRequest {
