@@ -4,9 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
-use weft_model::dialect::Finding;
+use kube::core::ApiResource;
+use kube::{Api, Client, Config, ResourceExt as _};
+use serde_json::json;
+use weft_model::dialect::{Document, Finding, Severity, read_object};
 use weft_model::mesh::Settings;
 
 use crate::source::Cluster;
@@ -43,20 +47,25 @@ async fn config(kubeconfig: Option<&Path>) -> anyhow::Result<Config> {
         .with_context(place)
 }
 
-/// Reads all objects as an agent does.
+/// Reads all objects as an agent does, and finds those that would narrow access if an agent read
+/// their kind.
 ///
 /// # Errors
 /// Where the API server does not answer, or does not let them be listed.
 pub async fn read(kubeconfig: Option<&Path>, settings: Settings) -> anyhow::Result<Read> {
-    let cluster = Cluster::of(config(kubeconfig).await?, settings)?;
+    let cluster = Cluster::of(config(kubeconfig).await?, settings.clone())?;
+    let client = cluster.client();
     // Whoever follows waits for as long as it takes.
-    cluster.client().apiserver_version().await.context("the API server does not answer")?;
+    client.apiserver_version().await.context("the API server does not answer")?;
     let mut view = cluster.watch();
     let listed = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.complete)).await;
     let Ok(Ok(listed)) = listed.map(|listed| listed.map(|view| view.clone())) else {
         bail!("not everything can be listed: {}", view.borrow().problems.join("; "));
     };
     let mut findings = listed.findings.to_vec();
+    let unread = unread(&client, &settings).await?;
+    let objects = listed.documents + unread.len();
+    findings.extend(unread.into_iter().flat_map(|document| document.findings));
     findings.sort_by(|a, b| {
         (&a.object, std::cmp::Reverse(a.severity), &a.field).cmp(&(
             &b.object,
@@ -64,5 +73,41 @@ pub async fn read(kubeconfig: Option<&Path>, settings: Settings) -> anyhow::Resu
             &b.field,
         ))
     });
-    Ok(Read { objects: listed.documents, findings })
+    Ok(Read { objects, findings })
+}
+
+/// The objects of kinds that no agent reads, and that would narrow access.
+async fn unread(client: &Client, settings: &Settings) -> anyhow::Result<Vec<Document>> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let definitions = definitions.list(&ListParams::default()).await;
+    let mut unread = Vec::new();
+    for definition in definitions.context("CustomResourceDefinitions")?.items {
+        let spec = definition.spec;
+        let Some(version) = spec.versions.iter().find(|version| version.served) else { continue };
+        let resource = ApiResource {
+            api_version: format!("{}/{}", spec.group, version.name),
+            group: spec.group.clone(),
+            version: version.name.clone(),
+            kind: spec.names.kind.clone(),
+            plural: spec.names.plural.clone(),
+        };
+        let read = |namespace: Option<&str>, name: &str| {
+            let metadata = json!({ "namespace": namespace, "name": name });
+            let object = json!({
+                "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata,
+            });
+            read_object(settings, &object)
+        };
+        // What is said of any object of the kind.
+        if read(None, "any").severity() != Some(Severity::Warning) {
+            continue;
+        }
+        let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let objects = objects.list_metadata(&ListParams::default()).await;
+        let objects = objects.with_context(|| definition.metadata.name.unwrap_or_default())?;
+        for object in objects.items {
+            unread.push(read(object.namespace().as_deref(), &object.name_any()));
+        }
+    }
+    Ok(unread)
 }
