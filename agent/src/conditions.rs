@@ -17,13 +17,15 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use weft_model::mesh::Settings;
+use weft_model::dialect::Finding;
+use weft_model::mesh::{Mesh, ObjectRef, Settings};
 
 pub use self::board::{Board, Change, Write};
 pub use self::service::{ControlService, Nodes};
@@ -71,6 +73,7 @@ impl Shared {
         let watching = watch::watch(client.clone(), &settings, sender);
         let (events, to_publish) = mpsc::channel(1024);
         let publishing = events::publish(client.clone(), settings.instance.clone(), to_publish);
+        let mut together = Together::new(settings.mesh.clone());
         let writing = async {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -78,10 +81,13 @@ impl Shared {
                 tokio::select! {
                     seen = observed.recv() => {
                         let Some(seen) = seen else { return };
-                        self.with(|board| observe(board, seen));
+                        self.with(|board| observe(board, &mut together, seen));
                     }
                     _ = ticks.tick() => {
                         let now = Instant::now();
+                        if let Some(findings) = together.findings() {
+                            self.with(|board| board.tell(findings, now));
+                        }
                         let due = self.with(|board| board.due(now)).unwrap_or_default();
                         for event in due.events {
                             // Where the queue is full, it comes back when it is due again.
@@ -103,12 +109,52 @@ impl Shared {
     }
 }
 
-fn observe(board: &mut Board, seen: Observed) {
+fn observe(board: &mut Board, together: &mut Together, seen: Observed) {
     match seen {
-        Observed::Object(object) => board.observe(*object, Instant::now()),
-        Observed::Gone(object) => board.forget(&object),
-        Observed::Listed(kind, there) => board.retain(&kind, &there),
+        Observed::Object(object, document) => {
+            together.changed |= together.mesh.insert_document(&document);
+            board.observe(*object, Instant::now());
+        }
+        Observed::Gone(object) => {
+            together.changed |= together.mesh.remove(&object);
+            board.forget(&object);
+        }
+        Observed::Listed(kind, there) => {
+            for gone in together.mesh.objects(&kind) {
+                if !there.contains(&gone) {
+                    together.changed |= together.mesh.remove(&gone);
+                }
+            }
+            board.retain(&kind, &there);
+        }
         Observed::Nodes(expected) => board.expect(expected),
+    }
+}
+
+/// The objects as agents hold them, for what one of them does to others: settings that switch a
+/// dialect off, for one.
+struct Together {
+    mesh: Mesh,
+    changed: bool,
+}
+
+impl Together {
+    fn new(settings: Settings) -> Self {
+        Self { mesh: Mesh { settings, ..Mesh::default() }, changed: false }
+    }
+
+    /// What is to be said about objects because of others; none where nothing has changed.
+    fn findings(&mut self) -> Option<BTreeMap<ObjectRef, Vec<Finding>>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let mut findings: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for finding in self.mesh.clone().settle() {
+            if let Some(object) = finding.object.clone() {
+                findings.entry(object).or_default().push(finding);
+            }
+        }
+        Some(findings)
     }
 }
 

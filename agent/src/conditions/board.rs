@@ -87,6 +87,8 @@ pub struct Board {
 #[derive(Debug)]
 struct Object {
     change: Change,
+    /// What is to be said about it because of other objects.
+    because_of_others: Vec<Finding>,
     /// When it, or what nodes say of it, last changed.
     changed: Instant,
     written: Option<Instant>,
@@ -133,6 +135,7 @@ impl Board {
             }
             None => {
                 let object = Object {
+                    because_of_others: Vec::new(),
                     changed: now,
                     written: None,
                     notified: None,
@@ -140,6 +143,19 @@ impl Board {
                     change: change.clone(),
                 };
                 self.objects.insert(change.object, object);
+            }
+        }
+    }
+
+    /// Takes what is to be said about objects because of others, in the place of what was.
+    pub(super) fn tell(&mut self, mut findings: BTreeMap<ObjectRef, Vec<Finding>>, now: Instant) {
+        for (name, object) in &mut self.objects {
+            let said = findings.remove(name).unwrap_or_default();
+            if object.because_of_others != said {
+                object.because_of_others = said;
+                object.changed = now;
+                object.notified = None;
+                object.dirty = true;
             }
         }
     }
@@ -236,9 +252,11 @@ impl Board {
         let total = self.expected.unwrap_or(0).max(self.nodes.len());
         let mut due = Due::default();
         for (name, object) in &mut self.objects {
+            let findings: Vec<&Finding> =
+                object.change.findings.iter().chain(&object.because_of_others).collect();
             if object.notified.is_none_or(|last| now >= last + BETWEEN_EVENTS) {
                 object.notified = Some(now);
-                due.events.extend(notice(&object.change));
+                due.events.extend(notice(&object.change, &findings));
             }
             let is_soon = object.written.is_some_and(|last| now < last + BETWEEN_WRITES);
             let Some(status) = object.change.status.as_ref().filter(|_| object.dirty && !is_soon)
@@ -249,7 +267,7 @@ impl Board {
             if !enforcing.is_everywhere() && now < object.changed + GATHERING {
                 continue;
             }
-            let wanted = wanted(&object.change, status, &enforcing, is_handover);
+            let wanted = wanted(&object.change, &findings, status, &enforcing, is_handover);
             if wanted == *status {
                 // Until the handover is over, it may differ yet.
                 object.dirty = is_handover;
@@ -312,12 +330,13 @@ impl Enforcing {
 /// The status that an object should have.
 fn wanted(
     change: &Change,
+    findings: &[&Finding],
     status: &ObjectStatus,
     enforcing: &Enforcing,
     is_handover: bool,
 ) -> ObjectStatus {
     let generation = change.version.generation;
-    let of = |severity| change.findings.iter().filter(move |finding| finding.severity == severity);
+    let of = |severity| of_severity(findings, severity);
     let is_accepted = of(Severity::Error).next().is_none();
     let accepted = match (is_accepted, of(Severity::Warning).next().is_none()) {
         (false, _) => ("False", "Rejected", list(of(Severity::Error))),
@@ -376,6 +395,13 @@ fn condition(
     }
 }
 
+fn of_severity<'a>(
+    findings: &'a [&'a Finding],
+    severity: Severity,
+) -> impl Iterator<Item = &'a Finding> {
+    findings.iter().copied().filter(move |finding| finding.severity == severity)
+}
+
 /// `field: reason; field: reason`
 fn list<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
     let mut texts: Vec<String> = findings
@@ -392,19 +418,18 @@ fn list<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
     texts.join("; ")
 }
 
-fn notice(change: &Change) -> Option<Notice> {
-    let worst = change.findings.iter().map(|finding| finding.severity).max()?;
+fn notice(change: &Change, findings: &[&Finding]) -> Option<Notice> {
+    let worst = findings.iter().map(|finding| finding.severity).max()?;
     let reason = match worst {
         Severity::Note => return None,
         Severity::Warning => "NotEnforced",
         Severity::Error => "Rejected",
     };
-    let told = change.findings.iter().filter(|finding| finding.severity == worst);
     Some(Notice {
         object: change.object.clone(),
         api_version: change.api_version.clone(),
         uid: change.version.uid.clone(),
         reason,
-        note: list(told),
+        note: list(of_severity(findings, worst)),
     })
 }

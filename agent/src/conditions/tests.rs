@@ -191,6 +191,25 @@ fn a_wrong_object_names_its_field() {
 }
 
 #[test]
+fn what_another_object_does_to_it_is_told_as_its_own() {
+    let mut trial = Trial::settled();
+    trial.node("a");
+    trial.observe(Change { status: None, ..change("p", 1) });
+    assert!(trial.after(SECOND).events.is_empty());
+    let off = [(object("p"), vec![finding(Severity::Warning, "kind")])];
+    trial.board.tell(off.clone().into(), trial.start + trial.elapsed);
+    let due = trial.after(SECOND);
+    assert_eq!(
+        (due.events[0].reason, &*due.events[0].note),
+        ("NotEnforced", "kind: is wrong; correct it")
+    );
+    trial.board.tell(off.into(), trial.start + trial.elapsed);
+    assert!(trial.after(SECOND).events.is_empty(), "told twice");
+    trial.board.tell(BTreeMap::new(), trial.start + trial.elapsed);
+    assert!(trial.after(SECOND).events.is_empty());
+}
+
+#[test]
 fn kinds_of_others_have_events_alone() {
     let mut trial = Trial::settled();
     trial.node("a");

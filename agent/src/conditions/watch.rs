@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, api::DynamicObject};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use weft_model::dialect::read_object;
+use weft_model::dialect::{Document, read_object};
 use weft_model::mesh::{ObjectRef, ObjectVersion, Resource, Settings};
 
 use super::LeaderSettings;
@@ -27,7 +27,7 @@ const NOT_INSTALLED: Duration = Duration::from_secs(5);
 /// What a watch shows.
 #[derive(Debug)]
 pub(super) enum Observed {
-    Object(Box<Change>),
+    Object(Box<Change>, Document),
     Gone(ObjectRef),
     /// All objects of a kind that there are, each of which was observed before.
     Listed(String, BTreeSet<ObjectRef>),
@@ -101,20 +101,20 @@ async fn follow_version(
                 continue;
             }
             Ok(Event::InitApply(object)) => {
-                let Some(change) = change(object) else { continue };
+                let Some((change, document)) = change(object) else { continue };
                 listed.insert(change.object.clone());
-                Observed::Object(Box::new(change))
+                Observed::Object(Box::new(change), document)
             }
             Ok(Event::InitDone) => {
                 was_listed = true;
                 Observed::Listed(resource.kind.clone(), std::mem::take(&mut listed))
             }
             Ok(Event::Apply(object)) => match change(object) {
-                Some(change) => Observed::Object(Box::new(change)),
+                Some((change, document)) => Observed::Object(Box::new(change), document),
                 None => continue,
             },
             Ok(Event::Delete(object)) => match change(object) {
-                Some(change) => Observed::Gone(change.object),
+                Some((change, _)) => Observed::Gone(change.object),
                 None => continue,
             },
             Err(error) if is_not_installed(&error) => {
@@ -148,7 +148,7 @@ fn change(
     resource: &ApiResource,
     settings: &Settings,
     object: DynamicObject,
-) -> Option<Change> {
+) -> Option<(Change, Document)> {
     let uid = object.metadata.uid.clone()?;
     let generation = object.metadata.generation.unwrap_or_default();
     let mut value = serde_json::to_value(object).ok()?;
@@ -157,24 +157,26 @@ fn change(
         fields.insert("apiVersion".to_owned(), resource.api_version.as_str().into());
         fields.insert("kind".to_owned(), resource.kind.as_str().into());
     }
-    let mut document = read_object(settings, &value);
+    let document = read_object(settings, &value);
+    let mut findings = document.findings.clone();
     for resource in &document.resources {
         if let Resource::Settings(said) = resource {
             let object = document.object.as_ref();
-            document.findings.extend(keep_fixed(settings, &mut settings.with(said), object));
+            findings.extend(keep_fixed(settings, &mut settings.with(said), object));
         }
     }
     let status = kind.is_own.then(|| {
         let status = value.get("status").cloned().unwrap_or_default();
         serde_json::from_value(status).unwrap_or_default()
     });
-    Some(Change {
-        object: document.object?,
+    let change = Change {
+        object: document.object.clone()?,
         api_version: resource.api_version.as_str().into(),
         version: ObjectVersion { uid: uid.into(), generation },
-        findings: document.findings,
+        findings,
         status,
-    })
+    };
+    Some((change, document))
 }
 
 /// Follows how many nodes the agents' DaemonSet is for.

@@ -203,13 +203,51 @@ async fn objects_say_what_became_of_them() {
     let rejected = event(&client, "bad", "spec.ingress[0].fromCIDR[0]", |_| true).await;
     assert_eq!(rejected.reason.as_deref(), Some("Rejected"));
 
-    // So does the command.
+    // Also where it is other objects that keep one from being in force.
+    let off = |cilium: bool| {
+        json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "MeshSettings",
+            "metadata": {"name": "default"}, "spec": {"dialects": {"cilium": cilium}},
+        })
+    };
+    let cilium = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "closed", "namespace": "default"},
+        "spec": {"endpointSelector": {}, "ingress": [{}]},
+    });
+    server.objects.apply(&cilium).await.unwrap();
+    server.objects.apply(&off(false)).await.unwrap();
+    let told = event(&client, "closed", "dialects.cilium: false", |_| true).await;
+    assert_eq!(told.reason.as_deref(), Some("NotEnforced"));
+    server.objects.apply(&off(true)).await.unwrap();
+
+    // So does the command, and tells of kinds that nobody reads.
+    let mut servers = older_istio().remove(0);
+    servers.metadata.name = Some("servers.policy.linkerd.io".to_owned());
+    servers.spec.group = "policy.linkerd.io".to_owned();
+    servers.spec.names = serde_json::from_value(json!({
+        "kind": "Server", "listKind": "ServerList", "plural": "servers", "singular": "server",
+    }))
+    .unwrap();
+    install(&client, vec![servers]).await;
+    let version = &older_istio()[0].spec.versions[0].name.clone();
+    let unread = json!({
+        "apiVersion": format!("policy.linkerd.io/{version}"), "kind": "Server",
+        "metadata": {"name": "narrow", "namespace": "default"},
+        "spec": {"endpointSelector": {}},
+    });
+    server.objects.apply(&unread).await.unwrap();
     let mut analyze = Command::new(env!("CARGO_BIN_EXE_weft"));
     analyze.arg("analyze").arg("--kubeconfig").arg(server.api.kubeconfig());
     let output = tokio::task::spawn_blocking(move || analyze.output()).await.unwrap().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    for said in ["spec.ingress[0].fromCIDR[0]", "spec.rules[0].to[0].operation.methods"] {
+    for said in [
+        "spec.ingress[0].fromCIDR[0]",
+        "spec.rules[0].to[0].operation.methods",
+        "Server.policy.linkerd.io default/narrow: kind: Server (policy.linkerd.io) is not \
+         supported and not enforced",
+    ] {
         assert!(text.contains(said), "{text}");
     }
 
