@@ -80,8 +80,7 @@ fn cluster_ips(reading: &mut Reading<'_>, at: &Path, spec: &core::v1::ServiceSpe
 }
 
 /// Addresses from outside the cluster at which nodes serve it. A load balancer that is a proxy of
-/// its own (`ipMode: Proxy`) is left to see its traffic, and one that serves only some clients to
-/// tell them apart.
+/// its own (`ipMode: Proxy`) is left to see its traffic.
 fn external(
     reading: &mut Reading<'_>,
     spec: &core::v1::ServiceSpec,
@@ -94,14 +93,6 @@ fn external(
     }
     let at = Path::ROOT.fields(&["status", "loadBalancer", "ingress"]);
     let balancer = status.load_balancer.as_ref().and_then(|balancer| balancer.ingress.as_ref());
-    let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    if balancer.is_some() && !ranges.is_empty() {
-        reading.note(
-            &Path::ROOT.fields(&["spec", "loadBalancerSourceRanges"]),
-            "pods reach the load balancer's addresses by kube-proxy, which keeps to these ranges",
-        );
-        return addresses;
-    }
     for (index, ingress) in balancer.into_iter().flatten().enumerate() {
         let ip = ingress.ip.as_deref().filter(|ip| !ip.is_empty());
         if let Some(ip) = ip.filter(|_| ingress.ip_mode.as_deref() != Some("Proxy")) {

@@ -22,11 +22,6 @@ status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}
 
 /// A service with these lines in its spec, and a slice with these endpoints.
 fn mesh(spec: &str, endpoints: &str) -> Mesh {
-    mesh_with(spec, "", endpoints)
-}
-
-/// The same, with a status.
-fn mesh_with(spec: &str, status: &str, endpoints: &str) -> Mesh {
     let text = format!(
         "{NODES}apiVersion: v1
 kind: Service
@@ -35,7 +30,6 @@ spec:
   clusterIPs: [10.96.0.1, 'fd00::1']
   ports: [{{name: http, port: 80, targetPort: 8080, nodePort: 30080}}]
   {spec}
-{status}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -159,24 +153,6 @@ fn a_service_is_reached_at_all_its_addresses() {
         ("198.51.100.8", 80, None),
     ] {
         assert_eq!(reached(&mesh, "a", address, port).as_deref(), expected, "{address}:{port}");
-    }
-}
-
-#[test]
-fn a_load_balancer_that_serves_only_some_clients_is_left_to_tell_them_apart() {
-    let endpoints = endpoint(1, "a", READY, "");
-    let status = "status: {loadBalancer: {ingress: [{ip: 203.0.113.9}]}}";
-    for (spec, expected) in [
-        ("type: LoadBalancer", Some(vec![1])),
-        ("loadBalancerSourceRanges: [198.51.100.0/24]", None),
-        (
-            "externalIPs: [203.0.113.9]\n  loadBalancerSourceRanges: [198.51.100.0/24]",
-            Some(vec![1]),
-        ),
-    ] {
-        let mesh = mesh_with(spec, status, &endpoints);
-        assert_eq!(reached(&mesh, "a", "203.0.113.9", 80), expected, "{spec}");
-        assert_eq!(reached(&mesh, "a", "10.96.0.1", 80), Some(vec![1]), "{spec}");
     }
 }
 
