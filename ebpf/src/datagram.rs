@@ -69,6 +69,15 @@ fn known_or_judged(of: &PodPacket) -> u64 {
     verdict::pack(decision)
 }
 
+/// Whether a packet that reaches a pod belongs to a flow that the pod has begun.
+#[inline(never)]
+pub fn is_answer(of: &PodPacket) -> bool {
+    match unsafe { DATAGRAMS.get(&key(of.id, of.packet, false)) } {
+        Some(known) => known.outbound != 0,
+        None => false,
+    }
+}
+
 #[inline(always)]
 fn key(pod: PodId, packet: &Packet, outbound: bool) -> DatagramKey {
     let kind = if packet.icmp.is_echo() { 0 } else { packet.icmp.kind };

@@ -9,13 +9,14 @@ use aya_ebpf::helpers::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use weft_common::{
-    Address, CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CUT,
-    CONNECTION_FROM_PROXY, CONNECTION_TO_PROXY, Config, ConnectionKey, Counter, Decision, Pod,
-    PodId, Reason,
+    ADDRESS_HOST, Address, CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED,
+    CONNECTION_CUT, CONNECTION_FROM_PROXY, CONNECTION_TO_PROXY, Config, ConnectionKey, Counter,
+    Decision, Pod, PodId, Reason,
 };
 
 use crate::connection;
 use crate::context::{TCP, UDP};
+use crate::datagram;
 use crate::fragment;
 use crate::maps::INTERFACES;
 use crate::packet::{self, Packet, Part};
@@ -161,7 +162,8 @@ fn forward(skb: *mut __sk_buff, key: &ConnectionKey, low: bool) -> i32 {
     }
 }
 
-/// Judges ingress of all but TCP and UDP, which go to a socket, whose hook judges them.
+/// Judges ingress of all but TCP and UDP, which go to a socket, whose hook judges them. Of those it
+/// judges what comes from the node's own address without being the node's: see [`is_masqueraded`].
 #[classifier]
 pub fn to_pod_interface(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
@@ -172,8 +174,10 @@ pub fn to_pod_interface(ctx: TcContext) -> i32 {
         _ => return NEXT,
     };
     let at = ETHERNET + if v6 { PROTOCOL_V6 } else { PROTOCOL_V4 };
-    if let Some(TCP | UDP) = packet::load::<u8>(skb, at) {
-        return NEXT;
+    match packet::load::<u8>(skb, at) {
+        Some(TCP | UDP) if has_socket(skb) => return NEXT,
+        Some(TCP) if packet::goes_on(skb, ETHERNET, v6) => return NEXT,
+        _ => {}
     }
     let (config, id, pod) = match holder(skb) {
         Ok(holder) => holder,
@@ -187,17 +191,18 @@ fn ip_to_pod(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: boo
     let mut packet = packet::unread();
     let read = packet::parse(skb, ETHERNET, v6, &mut packet);
     let of = PodPacket { config, id, pod, packet: &packet, outbound: false };
-    // Behind extension headers, which later fragments may lack.
-    if read && matches!(packet.protocol, TCP | UDP) {
+    let decision = if !read {
+        Decision::because(Reason::Unsupported)
+    } else if !matches!(packet.protocol, TCP | UDP) {
+        pod_packet::inbound_datagram(&of)
+    } else if is_masqueraded(skb, &of) {
+        pod_packet::from_anybody(&of)
+    } else {
+        // Behind extension headers, which later fragments may lack.
         if packet.part == Part::FIRST {
             fragment::remember(&of);
         }
         return NEXT;
-    }
-    let decision = if read {
-        pod_packet::inbound_datagram(&of)
-    } else {
-        Decision::because(Reason::Unsupported)
     };
     let decision = verdict::blurred(decision);
     if decision.allows() {
@@ -205,6 +210,24 @@ fn ip_to_pod(config: &Config, skb: *mut __sk_buff, id: PodId, pod: &Pod, v6: boo
     }
     pod_packet::report_refusal(&of, decision);
     DROP
+}
+
+/// Whether a socket of the node sends the packet, and nobody whose packets it forwards.
+#[inline(always)]
+fn has_socket(skb: *mut __sk_buff) -> bool {
+    !unsafe { read_volatile(&raw const (*skb).__bindgen_anon_2.sk) }.is_null()
+}
+
+/// Whether a packet begins something under the node's address that the node has only forwarded: a
+/// client of a node port, for one, whom kube-proxy has translated. Policy lets the node in, and
+/// nobody knows who this is.
+#[inline(always)]
+fn is_masqueraded(skb: *mut __sk_buff, of: &PodPacket) -> bool {
+    let packet = of.packet;
+    !has_socket(skb)
+        && packet.part != Part::LATER
+        && of.other().flags & ADDRESS_HOST != 0
+        && if packet.protocol == TCP { packet.is_syn() } else { !datagram::is_answer(of) }
 }
 
 /// Source and destination of the packet that an ICMP error quotes.

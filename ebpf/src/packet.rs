@@ -249,6 +249,22 @@ pub fn bare_segment(skb: *mut __sk_buff, offset: u32, v6: bool) -> Option<BareSe
     Some(BareSegment { source, destination, source_port, destination_port })
 }
 
+/// Whether the packet of TCP whose IP header begins at `offset` is easily seen to begin no
+/// connection.
+#[inline(always)]
+pub fn goes_on(skb: *mut __sk_buff, offset: u32, v6: bool) -> bool {
+    const FLAGS: u32 = 13;
+    let length = match (v6, load::<u8>(skb, offset)) {
+        (true, _) => 40,
+        (false, Some(0x45)) => 20,
+        _ => return false,
+    };
+    match load::<u8>(skb, offset + length + FLAGS) {
+        Some(flags) => !begins(flags),
+        None => false,
+    }
+}
+
 /// Whether TCP's flags are those of a segment that begins a connection.
 #[inline(always)]
 fn begins(flags: u8) -> bool {

@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 use weft_common::{
     Address, AddressEntry, Config, Counter, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId,
-    Reason, SOCKET_ADMITTED,
+    Reason, SOCKET_ADMITTED, judge,
 };
 
 use crate::connection;
@@ -19,7 +19,7 @@ use crate::fragment;
 use crate::identity::{self, Caller};
 use crate::maps::{ADMITTED, REFUSED_SYNS};
 use crate::packet::{self, Packet, Part};
-use crate::tables;
+use crate::tables::{self, KernelTables};
 use crate::verdict::{self, Between};
 
 const PASS: i32 = 1;
@@ -309,6 +309,23 @@ pub fn inbound_datagram(of: &PodPacket) -> Decision {
         return following(of);
     }
     remembered(of, datagram::decide(of))
+}
+
+/// Decides about a packet for a pod of which only the way is known, and not the sender: it passes
+/// where everybody may.
+#[inline(always)]
+pub fn from_anybody(of: &PodPacket) -> Decision {
+    verdict::unpack(judge_anybody(of))
+}
+
+#[inline(never)]
+fn judge_anybody(of: &PodPacket) -> u64 {
+    let packet = of.packet;
+    let anybody = if packet.source.is_v4() { Address::from_v4(0) } else { Address::UNSPECIFIED };
+    let class = tables::address(&anybody).class;
+    let subject = of.pod.ingress_subject;
+    let port = packet.destination_port;
+    verdict::pack(judge(&KernelTables, subject, class, false, packet.protocol, port))
 }
 
 /// What follows a first fragment that passes, passes.

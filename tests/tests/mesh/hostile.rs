@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_tests::{PodSpec, eventually};
+use weft_tests::{Host, Pod, PodSpec, eventually};
 
 use crate::shop::{
     DENY_INGRESS, PORT, SOON, Shop, accepted, allow, builder, connect, open, open_with,
@@ -238,6 +238,92 @@ fn a_pod_with_the_nodes_network_is_the_node() -> Result<()> {
     ensure!(outcome["answer"] != "hello", "{outcome}\n{}", shop.logs());
     ensure!(accepted(&servers[1]).is_empty());
     Ok(())
+}
+
+/// Sends what comes to a port of a node on to a pod, under the node's own address, as kube-proxy does
+/// for node ports.
+fn masquerade(node: &Host, port: u16, pod: &Pod) -> Result<()> {
+    let (v4, v6) = (pod.v4(PORT), pod.v6(PORT));
+    let rules = format!(
+        "table inet masquerade{port} {{
+            chain to {{
+                type nat hook prerouting priority dstnat;
+                meta nfproto ipv4 meta l4proto {{ tcp, udp }} th dport {port} dnat ip to {v4}
+                meta nfproto ipv6 meta l4proto {{ tcp, udp }} th dport {port} dnat ip6 to {v6}
+            }}
+            chain from {{
+                type nat hook postrouting priority srcnat;
+                ct status dnat masquerade
+            }}
+        }}"
+    );
+    node.exec(["nft", &rules])?.success().map(drop)
+}
+
+/// A client whom the node has translated is not the node, which policy lets in.
+#[test]
+fn who_comes_by_a_node_port_is_not_the_node() -> Result<()> {
+    const TO_NEAR: u16 = 30_080;
+    const TO_FAR: u16 = 30_081;
+    const EVERYBODY: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: everybody, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: near}}
+  ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}]}]
+";
+    // `near` and `client` are isolated, `far` is not.
+    let manifests = format!("{}---\n{}", allow("far", "near"), allow("far", "client"));
+    let policies = [("isolated.yaml", &*manifests)];
+    let Some(shop) = open_with(builder(), &Default::default(), &policies)? else { return Ok(()) };
+    let _servers = [shop.serve("shop/near")?, shop.serve("shop/far")?];
+    let node = shop.cluster.node("node-a")?;
+    masquerade(node, TO_NEAR, &*shop.cluster.pod("shop/near")?)?;
+    masquerade(node, TO_FAR, &*shop.cluster.pod("shop/far")?)?;
+    let addresses = node.addresses();
+    let at =
+        |port| [addresses.ipv4.into(), addresses.ipv6.into()].map(|ip| SocketAddr::new(ip, port));
+    let world = shop.cluster.node("world")?;
+    let is_answered = |to: SocketAddr, udp: bool| -> Result<bool> {
+        let (to_text, patience) = (to.to_string(), ["--send", "hello", "--milliseconds", "500"]);
+        let outcome = match udp {
+            true => {
+                let output = world.tool("datagram")?.arg(&to_text).args(patience).output()?;
+                output.json().pop().with_context(|| output.stderr)?["text"].clone()
+            }
+            false => connect(world, to, &patience)?["answer"].clone(),
+        };
+        Ok(outcome == "hello")
+    };
+    let await_answers = |what: &str, answered: bool| {
+        for to in at(TO_NEAR) {
+            for udp in [false, true] {
+                // The agent looks for the pods' interfaces once they run.
+                eventually(&format!("{what}: {to} (UDP: {udp}) to answer: {answered}"), || {
+                    (is_answered(to, udp).ok()? == answered).then_some(())
+                })
+                .with_context(|| shop.logs())?;
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    await_answers("isolated", false)?;
+    // The node itself is let in as ever.
+    for to in shop.cluster.pod("shop/near")?.addresses().sockets(PORT) {
+        let outcome = connect(node, to, &["--send", "hello"])?;
+        ensure!(outcome["answer"] == "hello", "the node to {to}: {outcome}\n{}", shop.logs());
+    }
+    // What the pod has asked for comes back by the same way.
+    let client = shop.cluster.pod("shop/client")?;
+    for to in at(TO_FAR) {
+        shop.expect_answer("shop/client", to)?;
+        let answer =
+            client.tool("datagram")?.args([&to.to_string(), "--send", "hi"]).output()?.json();
+        ensure!(answer[0]["text"] == "hi", "{to}: {answer:?}\n{}", shop.logs());
+    }
+    shop.cluster.apply("everybody.yaml", EVERYBODY)?;
+    await_answers("open to everybody", true)
 }
 
 /// An API server may be such a pod: without it nobody would ever be known.
