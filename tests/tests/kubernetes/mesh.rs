@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use weft_tests::image::{Compression, Image, write_archive};
 use weft_tests::kubernetes::{WORKLOAD_IMAGE, kubernetes_program};
-use weft_tests::{KubernetesCluster, eventually_within};
+use weft_tests::{KubernetesCluster, Output, eventually_within};
 
 use crate::pods::{curl, reach_by_kubectl};
 use crate::shared::Shared;
@@ -74,7 +74,7 @@ fn probes(cluster: &KubernetesCluster) -> Result<()> {
             "---\n\
              apiVersion: v1\n\
              kind: Pod\n\
-             metadata: {{ name: {name}, namespace: @ }}\n\
+             metadata: {{ name: {name}, namespace: @, labels: {{ app: {name} }} }}\n\
              spec:\n  \
                nodeName: node-a\n  \
                terminationGracePeriodSeconds: 1\n  \
@@ -111,7 +111,15 @@ fn probes(cluster: &KubernetesCluster) -> Result<()> {
          spec:\n  \
            nodeName: node-a\n  \
            terminationGracePeriodSeconds: 1\n  \
-           containers: [{ name: main, image: IMAGE, command: [sleep, infinity] }]\n",
+           containers: [{ name: main, image: IMAGE, command: [sleep, infinity] }]\n\
+         ---\n\
+         apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: { name: http, namespace: @, labels: { app: http } }\n\
+         spec:\n  \
+           nodeName: node-a\n  \
+           terminationGracePeriodSeconds: 1\n  \
+           containers: [{ name: main, image: IMAGE, command: [serve, '8080'] }]\n",
     )?;
     cluster.await_pods(stranger, WITHIN)?;
     let url = format!("http://{}:8080/", address(cluster, namespace, "http")?);
@@ -122,6 +130,31 @@ fn probes(cluster: &KubernetesCluster) -> Result<()> {
     ensure!(own == "hello from mesh-probes/http\n", "{own:?}");
     let other = cluster.node("node-b")?.exec(ask)?;
     ensure!(!other.status.success(), "another node was answered: {}", other.stdout);
+
+    // Who comes by a node port bears the node's address, and is not the node.
+    let by_port = |namespace: &str| -> Result<Output> {
+        let port = &cluster.get("service", namespace, "http")?["spec"]["ports"][0]["nodePort"];
+        let address = cluster.node("node-a")?.host().addresses().ipv4;
+        let url = format!("http://{address}:{port}/");
+        cluster.node("node-b")?.exec(["curl", "-sS", "--max-time", "3", &url])
+    };
+    for namespace in [stranger, namespace] {
+        apply(
+            cluster,
+            namespace,
+            "apiVersion: v1\n\
+             kind: Service\n\
+             metadata: { name: http, namespace: @ }\n\
+             spec: { type: NodePort, selector: { app: http }, ports: [{ port: 8080 }] }\n",
+        )?;
+    }
+    // kube-proxy hears of both at about the same time.
+    eventually_within(WITHIN, "the node port of a pod outside the mesh to answer", || {
+        (by_port(stranger).ok()?.stdout == "hello from mesh-probes-stranger/http\n").then_some(())
+    })?;
+    let answer = by_port(namespace)?;
+    ensure!(!answer.status.success(), "a client of a node port was answered: {}", answer.stdout);
+    ensure!(answer.stderr.contains("timed out"), "there is no such port: {}", answer.stderr);
 
     let pods = cluster.kubectl(["get", "pods", "--namespace", namespace, "-o", "json"])?;
     let pods: Value = serde_json::from_str(&pods)?;
