@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use weft_model::dialect::is_trust_domain;
+
 /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification; the
 /// path is the one that Istio uses).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +24,7 @@ impl SpiffeId {
         let id = Self(uri.into());
         match id.parts() {
             Some((domain, namespace, account))
-                if is_name(domain) && is_name(namespace) && is_name(account) =>
+                if is_trust_domain(domain) && is_name(namespace) && is_name(account) =>
             {
                 Ok(id)
             }
@@ -51,7 +53,7 @@ impl fmt::Display for SpiffeId {
     }
 }
 
-/// What names of trust domains, namespaces and service accounts are made of (RFC 1123).
+/// What names of namespaces and service accounts are made of (RFC 1123).
 fn is_name(name: &str) -> bool {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     !name.is_empty() && name.len() <= 253 && name.chars().all(good)
@@ -66,8 +68,11 @@ mod tests {
         let id = SpiffeId::new("cluster.local", "shop", "web.front");
         assert_eq!(SpiffeId::read(id.as_str()), Ok(id.clone()));
         assert_eq!(id.parts(), Some(("cluster.local", "shop", "web.front")));
+        let domain = SpiffeId::new("shop_1.example", "shop", "web");
+        assert_eq!(SpiffeId::read(domain.as_str()), Ok(domain));
         for bad in [
             "",
+            "spiffe://Cluster.local/ns/shop/sa/web",
             "spiffe://cluster.local",
             "https://cluster.local/ns/shop/sa/web",
             "spiffe://cluster.local/ns//sa/web",

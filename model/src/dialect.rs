@@ -26,6 +26,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use self::finding::{Document, Finding, Severity};
+pub use self::principal::is_trust_domain;
 use self::reading::Source;
 use crate::mesh::Settings;
 

@@ -69,6 +69,8 @@ struct Asked {
     caller: Option<Caller>,
     node: Option<String>,
     identity: String,
+    /// The caller asks for its own account's.
+    own: bool,
 }
 
 impl CaService {
@@ -131,6 +133,7 @@ impl CaService {
                 let ServiceAccount { namespace, name } = &caller.account;
                 let identity = SpiffeId::new(&self.rules.trust_domain, namespace, name);
                 asked.identity = identity.to_string();
+                asked.own = true;
                 if !self.rules.own_certificates {
                     return Err(Refusal::denied(
                         "pods do not get certificates for themselves here: `weft ca \
@@ -190,7 +193,7 @@ fn shortened(identity: &str) -> String {
 
 /// The line in the log.
 fn report(asked: &Asked, result: &Result<Certified, Refusal>) {
-    let Asked { service, caller, node, identity } = asked;
+    let Asked { service, caller, node, identity, own } = asked;
     let account = caller.as_ref().map(|caller| caller.account.to_string());
     let pod = caller
         .as_ref()
@@ -198,8 +201,8 @@ fn report(asked: &Asked, result: &Result<Certified, Refusal>) {
     match result {
         Ok(issued) => {
             let until = OffsetDateTime::from(issued.not_after);
-            let why = match (account.as_deref(), node.as_deref()) {
-                (Some(account), Some(node)) if !identity.contains(account) => {
+            let why = match node.as_deref() {
+                Some(node) if !own => {
                     format!("{identity} has a pod on {node}, the node of the caller's pod")
                 }
                 _ => "it is the caller's own".to_owned(),

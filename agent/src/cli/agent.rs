@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tonic::transport::Uri;
+use weft_model::dialect::is_trust_domain;
 use weft_model::mesh;
 
 use super::duration;
@@ -107,7 +108,13 @@ impl CaClientArgs {
 #[derive(Clone, Debug, Args)]
 pub struct MeshArgs {
     /// SPIFFE trust domain
-    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    #[arg(
+        long,
+        env = "WEFT_TRUST_DOMAIN",
+        default_value = "cluster.local",
+        value_parser = trust_domain,
+        value_name = "DOMAIN"
+    )]
     trust_domain: String,
     /// Namespace whose Istio policies act on the whole mesh
     #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
@@ -260,6 +267,16 @@ impl AgentArgs {
                 ..self.mesh.settings()
             },
         })
+    }
+}
+
+/// The name of a trust domain.
+pub(super) fn trust_domain(text: &str) -> Result<String, String> {
+    match is_trust_domain(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a trust domain has lower-case letters, digits, '.', '-' and '_', and no \
+                      spiffe:// before it"
+            .to_owned()),
     }
 }
 

@@ -49,7 +49,13 @@ pub struct CaArgs {
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod: Option<String>,
     /// SPIFFE trust domain
-    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    #[arg(
+        long,
+        env = "WEFT_TRUST_DOMAIN",
+        default_value = "cluster.local",
+        value_parser = super::agent::trust_domain,
+        value_name = "DOMAIN"
+    )]
     trust_domain: String,
     /// Domain of the cluster's Services
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]

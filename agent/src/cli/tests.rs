@@ -80,6 +80,8 @@ fn the_command_line_is_well_formed() {
         "weft agent --node n1 --kubeconfig k --manifests m",
         "weft agent --node n1 --manifests m --map-size CONNECTIONS",
         "weft agent --node n1 --manifests m --certificate-life 1y",
+        "weft agent --node n1 --manifests m --trust-domain spiffe://cluster.local",
+        "weft ca --trust-domain Cluster.local",
         "weft observe --verdict dropped",
         "weft analyze --kubeconfig k manifests",
     ] {

@@ -259,5 +259,6 @@ async fn istio(fixture: &Fixture) -> Result<()> {
     // Whatever the request names, it is the caller's own.
     let line = own.about(web.as_str())?;
     ensure!(field(&line, "message") == "issued a certificate", "{line:?}");
+    ensure!(field(&line, "why") == "it is the caller's own", "{line:?}");
     Ok(())
 }

@@ -70,8 +70,9 @@ fn is_identity(text: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// SPIFFE-ID, 2.1: lower-case letters, digits, '.', '-' and '_'.
-pub(super) fn is_trust_domain(text: &str) -> bool {
+/// Whether a text is the name of a trust domain (SPIFFE-ID, 2.1): lower-case letters, digits, '.',
+/// '-' and '_'.
+pub fn is_trust_domain(text: &str) -> bool {
     let is_part = |byte: u8| {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_')
     };
