@@ -223,7 +223,7 @@ fn print_how_to_play(cluster: &Cluster) -> Result<()> {
          cargo xtask demo exec web -- curl -s http://{catalog}/      # shop/catalog: allowed\n  \
          cargo xtask demo exec web -- curl -sS http://{payments}:443/  # bank/payments: denied\n  \
          cargo xtask demo weft -- observe --last 20\n  \
-         cargo xtask demo weft -- observe --follow --verdict denied\n  \
+         cargo xtask demo weft --node node-b -- observe --verdict denied  # told where it is denied\n  \
          cargo xtask demo weft --node node-b -- status\n  \
          cargo xtask demo weft -- policy explain shop/web shop/catalog 8080\n  \
          cargo xtask demo down",
