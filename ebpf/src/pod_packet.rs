@@ -315,7 +315,7 @@ pub fn inbound_datagram(of: &PodPacket) -> Decision {
 /// where everybody may.
 #[inline(always)]
 pub fn from_anybody(of: &PodPacket) -> Decision {
-    verdict::unpack(judge_anybody(of))
+    remembered(of, verdict::unpack(judge_anybody(of)))
 }
 
 #[inline(never)]

@@ -64,7 +64,8 @@ pub async fn read(kubeconfig: Option<&Path>, settings: Settings) -> anyhow::Resu
     };
     let mut findings = listed.findings.to_vec();
     let unread = unread(&client, &settings).await?;
-    let objects = listed.documents + unread.len();
+    let told = unread.iter().filter(|document| document.object.is_some());
+    let objects = listed.documents + told.count();
     findings.extend(unread.into_iter().flat_map(|document| document.findings));
     findings.sort_by(|a, b| {
         (&a.object, std::cmp::Reverse(a.severity), &a.field).cmp(&(
@@ -103,10 +104,25 @@ async fn unread(client: &Client, settings: &Settings) -> anyhow::Result<Vec<Docu
             continue;
         }
         let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-        let objects = objects.list_metadata(&ListParams::default()).await;
-        let objects = objects.with_context(|| definition.metadata.name.unwrap_or_default())?;
-        for object in objects.items {
-            unread.push(read(object.namespace().as_deref(), &object.name_any()));
+        match objects.list_metadata(&ListParams::default()).await {
+            Ok(objects) => unread.extend(
+                objects
+                    .items
+                    .into_iter()
+                    .map(|object| read(object.namespace().as_deref(), &object.name_any())),
+            ),
+            Err(error) => {
+                let name = definition.metadata.name.unwrap_or_default();
+                let reason = format!("{name}: not enforced, and cannot be listed: {error}");
+                let finding = Finding {
+                    severity: Severity::Warning,
+                    object: None,
+                    field: "".into(),
+                    reason,
+                    location: None,
+                };
+                unread.push(Document { findings: vec![finding], ..Document::default() });
+            }
         }
     }
     Ok(unread)
