@@ -113,6 +113,13 @@ pub fn begin(record: &mut Connection) {
     report(FlowKind::Open, record, None);
 }
 
+/// How long ago it began, in nanoseconds.
+#[inline(always)]
+pub fn age(record: *mut Connection) -> u64 {
+    let opened = unsafe { (*record).opened };
+    unsafe { bpf_ktime_get_ns() }.wrapping_sub(opened)
+}
+
 /// Ends a record: counts it off, reports it, removes it. Bytes of TCP (from the client, to the
 /// client) come on top of those that were redirected.
 #[inline(never)]

@@ -22,6 +22,7 @@ const UDP_LITE: u8 = 136;
 const DCCP: u8 = 33;
 
 const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -99,6 +100,12 @@ impl Packet {
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         begins(self.tcp_flags)
+    }
+
+    /// Ends or refuses a TCP connection.
+    #[inline(always)]
+    pub fn is_reset(&self) -> bool {
+        self.tcp_flags & TCP_RST != 0
     }
 
     /// Whether there are bytes behind TCP's header.

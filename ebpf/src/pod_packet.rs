@@ -8,7 +8,7 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 use weft_common::{
     Address, AddressEntry, Config, Counter, Decision, FLOW_EGRESS, FlowKind, Path, Pod, PodId,
-    Reason, SOCKET_ADMITTED, judge,
+    Reason, SOCKET_ADMITTED, SOCKET_AWAITS_PROXY, judge,
 };
 
 use crate::connection;
@@ -28,6 +28,8 @@ const DROP: i32 = 0;
 const LOOPBACK: u32 = 1;
 /// `bpf_sock.state` of a listener.
 const TCP_LISTEN: u32 = 10;
+/// For how long a connection waits for the node's proxy to listen, in nanoseconds.
+const PROXY_MAY_BE_AWAY: u64 = 15_000_000_000;
 
 #[cgroup_skb]
 pub fn pod_ingress(ctx: SkBuffContext) -> i32 {
@@ -51,7 +53,10 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
     let mut tcp = false;
     if !socket.is_null() {
         if let Some(state) = context::state(socket.cast::<c_void>()) {
-            if state.flags & SOCKET_ADMITTED != 0 && state.generation == config.generation {
+            let looked_at = if OUTBOUND { 0 } else { SOCKET_AWAITS_PROXY };
+            if state.flags & (SOCKET_ADMITTED | looked_at) == SOCKET_ADMITTED
+                && state.generation == config.generation
+            {
                 return PASS;
             }
         }
@@ -72,6 +77,9 @@ fn packet_of_pod<const OUTBOUND: bool>(skb: *mut __sk_buff) -> i32 {
         match recorded(config, &packet) {
             Record::None => {}
             Record::Allows => {
+                if !OUTBOUND && packet.is_reset() && awaits_proxy(socket.cast(), &packet) {
+                    return DROP;
+                }
                 refresh(config, socket.cast::<c_void>());
                 return PASS;
             }
@@ -117,6 +125,22 @@ fn refresh(config: &Config, socket: *mut c_void) {
         if state.flags & SOCKET_ADMITTED != 0 {
             state.generation = config.generation;
         }
+    }
+}
+
+/// Whether the pod's socket awaits the node's proxy, and the connection is new. A proxy that is being
+/// replaced does not listen, and the node's stack refuses for it. Without that refusal the pod's TCP
+/// sends its SYN again, until a proxy answers.
+#[inline(never)]
+fn awaits_proxy(socket: *mut c_void, packet: &Packet) -> bool {
+    let Some(state) = context::state(socket) else { return false };
+    if state.flags & SOCKET_AWAITS_PROXY == 0 {
+        return false;
+    }
+    let (key, _) = packet.connection();
+    match connection::find(&key) {
+        Some(record) => connection::age(record) < PROXY_MAY_BE_AWAY,
+        None => false,
     }
 }
 

@@ -15,7 +15,7 @@ use weft_common::{
     CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
     CONNECTION_CUT, CONNECTION_ESTABLISHED, CONNECTION_FROM_PROXY, CONNECTION_PROVEN,
     CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE, SOCKET_ACCEPTED, SOCKET_ADMITTED,
-    SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY, SOCKET_PROVEN,
+    SOCKET_AWAITS_PROXY, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY, SOCKET_PROVEN,
     SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
 };
 
@@ -157,6 +157,7 @@ fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) ->
         state.origin.source.port = u32::from(key.local_port);
         if state.path == Path::Tunnel as u32 {
             flags |= CONNECTION_TO_PROXY;
+            state.flags |= SOCKET_AWAITS_PROXY;
         }
     }
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
@@ -236,6 +237,7 @@ fn unattested<const CLIENT: bool>(socket: *mut c_void, ends: &SocketKey) -> bool
 #[inline(never)]
 fn active<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     let Some(state) = state_of::<PROXY>(socket) else { return };
+    state.flags &= !SOCKET_AWAITS_PROXY;
     if state.flags & SOCKET_RECORDED == 0 || state.flags & SOCKET_ACCELERATE == 0 {
         return;
     }

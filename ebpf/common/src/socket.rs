@@ -40,6 +40,8 @@ pub const SOCKET_RECORDED: u32 = 1 << 7;
 pub const SOCKET_PROVEN: u32 = 1 << 8;
 /// Both ends may be joined.
 pub const SOCKET_ACCELERATE: u32 = 1 << 9;
+/// Its SYN goes to the node's proxy, which has not answered yet.
+pub const SOCKET_AWAITS_PROXY: u32 = 1 << 10;
 
 /// A service address that a socket has sent datagrams to, and the backend that they went to.
 #[repr(C)]
