@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use weft_proto::v1::WatchRequest;
 use weft_proto::v1::proxy_config_client::ProxyConfigClient;
 
@@ -13,6 +13,8 @@ use crate::snapshot::Configuration;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
+/// Looking for a socket costs nothing, and an agent that has just come has what connections wait for.
+const LOOK: Duration = Duration::from_millis(50);
 /// A first update may hold thousands of workloads.
 const MAX_MESSAGE: usize = 256 << 20;
 
@@ -24,39 +26,46 @@ pub(crate) async fn follow(socket: PathBuf, shared: std::sync::Arc<Shared>) {
     loop {
         let synced = known.synced();
         let mut received = false;
-        let ended = match watch(&socket, &shared, &mut known, &mut received).await {
+        let (ended, wait) = match connect(&socket).await {
+            Ok(agent) => {
+                let ended = watch(agent, &shared, &mut known, &mut received).await;
+                retry = if received { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
+                (ended, retry)
+            }
+            Err(error) => (Err(error), LOOK),
+        };
+        let ended = match ended {
             Ok(()) => "it ended the stream".to_owned(),
             // What stands between the two repeats the cause.
             Err(error) => format!("{error}: {}", error.root_cause()),
         };
         if ended == reported && !received {
-            tracing::debug!(reason = ended, "still no agent");
+            tracing::trace!(reason = ended, "still no agent");
         } else if synced || received {
             tracing::warn!(reason = ended, "the agent is away; its last configuration stays");
         } else {
             tracing::info!(reason = ended, "waiting for the agent");
         }
         reported = ended;
-        retry = if received { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
-        tokio::time::sleep(retry).await;
+        tokio::time::sleep(wait).await;
     }
+}
+
+async fn connect(socket: &Path) -> Result<Channel> {
+    let path = socket.to_str().context("the path of the agent's socket is not UTF-8")?;
+    let agent = Endpoint::from_shared(format!("unix:{path}")).context("the agent's socket")?;
+    agent.connect().await.with_context(|| format!("cannot connect to the agent at {path}"))
 }
 
 /// Applies one stream of updates until it ends. `known` is what the last synced stream left;
 /// a new one begins from nothing and takes its place once it is complete.
 async fn watch(
-    socket: &Path,
+    agent: Channel,
     shared: &Shared,
     known: &mut Configuration,
     received: &mut bool,
 ) -> Result<()> {
-    let path = socket.to_str().context("the path of the agent's socket is not UTF-8")?;
-    let channel = Endpoint::from_shared(format!("unix:{path}"))
-        .context("the agent's socket")?
-        .connect()
-        .await
-        .with_context(|| format!("cannot connect to the agent at {path}"))?;
-    let mut client = ProxyConfigClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut client = ProxyConfigClient::new(agent).max_decoding_message_size(MAX_MESSAGE);
     let request = WatchRequest { version: env!("CARGO_PKG_VERSION").to_owned() };
     let mut updates = client.watch(request).await.context("Watch")?.into_inner();
 

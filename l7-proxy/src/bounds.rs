@@ -23,6 +23,9 @@ pub struct Limits {
     pub unknown_wait: Duration,
     /// How long opening a TCP connection to a pod or node may take.
     pub connect: Duration,
+    /// How long a tunnel is tried again where the other node has no proxy, or one that does not
+    /// know its pods yet: it is being replaced.
+    pub absence: Duration,
     /// How long the handshakes of a tunnel may take.
     pub handshake: Duration,
     /// After how long without streams a tunnel is closed.
@@ -31,7 +34,7 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// How long a pong may take.
     pub ping_timeout: Duration,
-    /// How long open connections may go on after a request to stop.
+    /// How long connections are served after a request to stop, if any are open.
     pub drain: Duration,
 }
 
@@ -45,6 +48,7 @@ impl Default for Limits {
             handshakes_per_peer: 128,
             unknown_wait: Duration::from_secs(1),
             connect: Duration::from_secs(10),
+            absence: Duration::from_secs(15),
             handshake: Duration::from_secs(10),
             tunnel_idle: Duration::from_secs(60),
             ping_interval: Duration::from_secs(20),

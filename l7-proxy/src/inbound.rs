@@ -31,10 +31,10 @@ use crate::tunnel::{
 };
 use crate::worker::Worker;
 
-/// Serves a tunnel listener for ever.
+/// Serves a tunnel listener until the worker closes.
 pub(crate) async fn serve(worker: Rc<Worker>, listener: TcpListener) {
-    loop {
-        let (socket, peer) = listener::accept(&listener).await;
+    let mut closing = worker.closing.subscribe();
+    while let Some((socket, peer)) = listener::accept(&listener, &mut closing).await {
         let Some(share) = worker.handshakes.take(peer.ip()) else {
             worker.complain(peer, &"too many handshakes under way from this address");
             listener::reset(socket);
@@ -146,7 +146,7 @@ async fn handshake(
 
 /// Takes a tunnel's connections until it has ended. It is closed gently (its client opens
 /// another, and its connections go on) when the server's credentials have changed, when a
-/// certificate expires, after it has been idle for long, and when the proxy stops.
+/// certificate expires, after it has been idle for long, and when the worker closes.
 async fn drive(
     worker: &Rc<Worker>,
     tunnel: &Rc<Tunnel>,
@@ -197,7 +197,7 @@ async fn drive(
 async fn retire(worker: &Worker, tunnel: &Tunnel) {
     let shared = &worker.shared;
     let mut changes = shared.changes();
-    let mut stopping = shared.stopping.subscribe();
+    let mut closing = worker.closing.subscribe();
     // Longer than the client's time: it closes what it does not need without a race.
     let mut idle = tokio::time::interval(shared.limits.tunnel_idle * 2);
     idle.tick().await;
@@ -223,7 +223,7 @@ async fn retire(worker: &Worker, tunnel: &Tunnel) {
                 was_idle = is_idle;
             }
             () = &mut expired => return,
-            _ = stopping.changed() => return,
+            _ = closing.changed() => return,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 const BACKLOG: i32 = 4096;
 /// A peer that vanished is noticed after 60 s + 6 * 10 s.
@@ -45,13 +46,22 @@ pub(crate) fn reset(socket: TcpStream) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Takes connections. What is wrong with a single connection is not the listener's; where files
-/// or memory are short it waits, so that others may end.
-pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+/// Takes connections until the worker closes, and then those that the kernel has accepted before:
+/// they would be reset. What is wrong with a single connection is not the listener's; where files or
+/// memory are short it waits, so that others may end.
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    closing: &mut watch::Receiver<bool>,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = closing.wait_for(|closing| *closing) => return None,
+        };
+        match accepted {
             Ok((socket, peer)) => {
-                return (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+                return Some((socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())));
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

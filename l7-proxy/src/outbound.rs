@@ -18,10 +18,10 @@ use crate::tls::Credentials;
 use crate::tunnel::TunnelKey;
 use crate::worker::Worker;
 
-/// Serves an outbound listener for ever.
+/// Serves an outbound listener until the worker closes.
 pub(crate) async fn serve(worker: Rc<Worker>, listener: TcpListener) {
-    loop {
-        let (socket, peer) = listener::accept(&listener).await;
+    let mut closing = worker.closing.subscribe();
+    while let Some((socket, peer)) = listener::accept(&listener, &mut closing).await {
         let worker = worker.clone();
         tokio::task::spawn_local(async move { connection(&worker, socket, peer).await });
     }

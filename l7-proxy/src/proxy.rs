@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
@@ -30,7 +31,8 @@ pub(crate) struct Shared {
     snapshot: ArcSwap<Snapshot>,
     /// Counts snapshots, for those who wait for the next one.
     version: watch::Sender<u64>,
-    pub(crate) stopping: watch::Sender<bool>,
+    /// For how long connections are still served, once the proxy stops.
+    pub(crate) stopping: watch::Sender<Option<Duration>>,
     pub(crate) attestation: Box<dyn Attestation>,
     pub(crate) limits: Limits,
 }
@@ -87,7 +89,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::default(),
             version: watch::Sender::new(0),
-            stopping: watch::Sender::new(false),
+            stopping: watch::Sender::new(None),
             attestation: Box::new(attestation),
             limits,
         });
@@ -137,12 +139,12 @@ impl Proxy {
         self.stop()
     }
 
-    /// Closes the listeners, lets open connections go on for [`Limits::drain`], and ends.
+    /// Goes on while connections are open, new ones too, for [`Limits::drain`] at most, and ends.
     ///
     /// # Errors
     /// A worker has failed.
     pub fn stop(&mut self) -> Result<()> {
-        self.shared.stopping.send_replace(true);
+        self.begin_stop();
         let mut result = Ok(());
         for worker in self.workers.drain(..) {
             match worker.join() {
@@ -155,6 +157,11 @@ impl Proxy {
         }
         result
     }
+
+    /// The first part of [`Proxy::stop`], which does not wait.
+    pub(crate) fn begin_stop(&self) {
+        self.shared.stopping.send_replace(Some(self.shared.limits.drain));
+    }
 }
 
 impl Drop for Proxy {
@@ -162,6 +169,6 @@ impl Drop for Proxy {
         if let Some(control) = self.control.take() {
             control.shutdown_background();
         }
-        self.shared.stopping.send_replace(true);
+        self.shared.stopping.send_replace(Some(Duration::ZERO));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use weft_common::PodId;
@@ -30,6 +31,8 @@ pub(crate) struct Worker {
     pub(crate) handshakes: Shares<IpAddr>,
     /// Tunnels, by the peer's address.
     pub(crate) tunnels: Shares<IpAddr>,
+    /// No more connections are taken, on tunnels neither.
+    pub(crate) closing: watch::Sender<bool>,
     complaints: Complaints,
 }
 
@@ -42,6 +45,24 @@ impl Worker {
                 tracing::warn!(%peer, %failure, unseen, "connection refused");
             }
             None => tracing::debug!(%peer, %failure, "connection refused"),
+        }
+    }
+
+    /// Waits until no connection is open and no handshake under way; and, when the worker closes, no
+    /// tunnel is open on which a connection may still come.
+    async fn idle(&self) {
+        const LOOK: Duration = Duration::from_millis(20);
+
+        loop {
+            // First of all: a connection that was just accepted is not counted yet.
+            tokio::time::sleep(LOOK).await;
+            if self.clients.is_unused()
+                && self.sources.is_unused()
+                && self.handshakes.is_unused()
+                && (!*self.closing.borrow() || self.tunnels.is_unused())
+            {
+                return;
+            }
         }
     }
 }
@@ -79,6 +100,7 @@ pub(crate) fn run(shared: Arc<Shared>, threads: usize) -> Result<()> {
         sources: Shares::new(limits.connections_per_pod),
         handshakes: Shares::new(limits.handshakes_per_peer),
         tunnels: Shares::new(limits.tunnels_per_peer),
+        closing: watch::Sender::new(false),
         complaints: Complaints { last: Cell::new(None), unseen: Cell::new(0) },
         shared,
     });
@@ -96,25 +118,33 @@ async fn supervise(worker: Rc<Worker>) {
     let mut listeners = Listeners::default();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !*stopping.borrow_and_update() {
+    let drain = loop {
+        if let Some(drain) = *stopping.borrow_and_update() {
+            break drain;
+        }
         let complete = listeners.follow(&worker);
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { break },
-            stopped = stopping.changed() => if stopped.is_err() { break },
+            changed = changes.changed() => if changed.is_err() { break Duration::ZERO },
+            stopped = stopping.changed() => if stopped.is_err() { break Duration::ZERO },
             _ = sweep.tick() => {}
             () = tokio::time::sleep(RETRY), if !complete => {}
         }
         let snapshot = worker.shared.snapshot();
         worker.pool.sweep(&worker.shared.limits, |id| snapshot.credentials(id).cloned());
-    }
-    listeners.close();
-    worker.pool.close();
-    let drained = async {
-        while !(worker.clients.is_unused() && worker.sources.is_unused()) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     };
-    let _ = tokio::time::timeout(worker.shared.limits.drain, drained).await;
+    end(&worker, drain).await;
+}
+
+/// Goes on as before while anything is open: until this process is gone there may be nobody else
+/// to take what comes. Then, and at the latest after `drain`, nothing more is taken, and what has
+/// just come may still end.
+async fn end(worker: &Worker, drain: Duration) {
+    const LAST: Duration = Duration::from_secs(1);
+
+    let _ = tokio::time::timeout(drain, worker.idle()).await;
+    worker.closing.send_replace(true);
+    worker.pool.close();
+    let _ = tokio::time::timeout(LAST.min(drain), worker.idle()).await;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -164,11 +194,5 @@ impl Listeners {
             }
         }
         complete
-    }
-
-    fn close(&mut self) {
-        for (_, task) in self.0.drain() {
-            task.abort();
-        }
     }
 }

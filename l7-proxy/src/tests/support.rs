@@ -185,6 +185,19 @@ pub(super) struct Node {
     pub(super) socket: std::path::PathBuf,
     pub(super) served: tokio::task::JoinHandle<()>,
     pub(super) proxy: Proxy,
+    options: Options,
+}
+
+impl Node {
+    /// Ends the proxy, and waits until it has.
+    pub(super) fn stop(&mut self) {
+        tokio::task::block_in_place(|| self.proxy.stop()).unwrap();
+    }
+
+    /// Starts another proxy.
+    pub(super) fn start(&mut self) {
+        self.proxy = Proxy::start(self.options.clone(), self.records.clone()).unwrap();
+    }
 }
 
 /// Two nodes: `client` is a pod on the first, `server` on the second.
@@ -244,8 +257,18 @@ impl Mesh {
             let records = Records::default();
             let options =
                 Options { agent_socket: socket.clone(), threads: 2, limits: limits.clone() };
-            let proxy = Proxy::start(options, records.clone()).unwrap();
-            Node { address: node, outbound, inbound, agent, records, socket, served, proxy }
+            let proxy = Proxy::start(options.clone(), records.clone()).unwrap();
+            Node {
+                address: node,
+                outbound,
+                inbound,
+                agent,
+                records,
+                socket,
+                served,
+                proxy,
+                options,
+            }
         };
         let nodes = [node(0), node(1)];
         for node in &nodes {

@@ -278,17 +278,47 @@ async fn a_connection_waits_for_a_pod_that_is_new() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopping_proxy_lets_connections_end() {
-    let mesh = Mesh::new().await;
+async fn a_stopping_proxy_serves_while_anything_is_open() {
+    // It ends as soon as it may: the test would take that long otherwise.
+    let limits = Limits { drain: PATIENCE * 10, ..Limits::default() };
+    let mut mesh = Mesh::with(limits).await;
     echo(&mesh, 8080).await;
-    let mut socket = mesh.connect(8080).await.unwrap();
-    ask(&mut socket, b"before").await.unwrap();
-    let outbound = mesh.nodes[0].outbound;
-    let [first, _second] = mesh.nodes;
-    let mut first = first.proxy;
-    let stopped = tokio::task::spawn_blocking(move || first.stop());
-    until(async || TcpStream::connect(outbound).await.is_err()).await;
-    ask(&mut socket, b"while stopping").await.unwrap();
-    drop(socket);
-    stopped.await.unwrap().unwrap();
+    let mut old = mesh.connect(8080).await.unwrap();
+    ask(&mut old, b"before").await.unwrap();
+    for node in &mesh.nodes {
+        node.proxy.begin_stop();
+    }
+    for _ in 0..100 {
+        let mut new = mesh.connect(8080).await.unwrap();
+        ask(&mut new, b"while stopping").await.unwrap();
+    }
+    ask(&mut old, b"while stopping").await.unwrap();
+    drop(old);
+    for node in &mut mesh.nodes {
+        node.stop();
+    }
+    assert!(mesh.connect(8080).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_waits_for_the_other_nodes_proxy() {
+    let limits = Limits { absence: PATIENCE, ..Limits::default() };
+    let mut mesh = Mesh::with(limits).await;
+    echo(&mesh, 8080).await;
+    ask(&mut mesh.connect(8080).await.unwrap(), b"before").await.unwrap();
+    mesh.nodes[1].stop();
+    let mut waiting = mesh.connect(8080).await.unwrap();
+    waiting.write_all(b"early").await.unwrap();
+    mesh.nodes[1].start();
+    let mut bytes = [0; 5];
+    tokio::time::timeout(PATIENCE, waiting.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(&bytes, b"early");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_does_not_wait_for_ever() {
+    let limits = Limits { absence: Duration::ZERO, ..Limits::default() };
+    let mut mesh = Mesh::with(limits).await;
+    mesh.nodes[1].stop();
+    assert!(room(&mesh).await.is_err());
 }

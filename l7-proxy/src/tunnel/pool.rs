@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -48,6 +48,23 @@ pub(crate) enum TunnelError {
     Full { to: SocketAddr, tunnels: usize },
     #[error("{0}")]
     Configuration(Arc<str>),
+}
+
+impl TunnelError {
+    /// Whether a proxy may come that answers otherwise: nobody listens, or whoever does hangs up
+    /// before it has proven who it is.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { error, .. } => error.kind() == io::ErrorKind::ConnectionRefused,
+            Self::Tls { error, .. } => matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// One thread's tunnels to other proxies.
@@ -216,7 +233,30 @@ impl Pool {
     }
 }
 
+/// Opens a tunnel. While the other node's proxy is being replaced that takes several attempts.
 async fn connect(
+    key: &TunnelKey,
+    from: Option<IpAddr>,
+    credentials: Arc<Credentials>,
+    limits: Limits,
+) -> Result<Rc<Tunnel>, TunnelError> {
+    const FIRST_RETRY: Duration = Duration::from_millis(20);
+    const LAST_RETRY: Duration = Duration::from_millis(320);
+
+    let until = Instant::now() + limits.absence;
+    let mut retry = FIRST_RETRY;
+    loop {
+        let error = match attempt(key, from, credentials.clone(), limits.clone()).await {
+            Err(error) if error.may_pass() && Instant::now() + retry < until => error,
+            result => return result,
+        };
+        tracing::debug!(source = %key.source, destination = %key.destination, %error, "no tunnel yet");
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+}
+
+async fn attempt(
     key: &TunnelKey,
     from: Option<IpAddr>,
     credentials: Arc<Credentials>,

@@ -7,9 +7,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use weft_tests::{PodSpec, eventually};
+use weft_tests::{PodSpec, Process, eventually};
 
-use crate::shop::{DENY_INGRESS, PORT, SOON, Shop, allow, builder, now, open, open_with};
+use crate::shop::{DENY_INGRESS, PORT, SOON, Shop, accepted, allow, builder, now, open, open_with};
+
+const DENY_EGRESS: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: no-egress
+  namespace: shop
+spec:
+  podSelector:
+    matchLabels: {app: client}
+  policyTypes: [Egress]
+";
 
 /// The ids of the programs that are attached at the pods' root of a node.
 fn attached(shop: &Shop, node: &str) -> Result<Vec<(String, u64)>> {
@@ -177,7 +189,8 @@ fn an_agent_that_comes_back_takes_what_has_changed() -> Result<()> {
     Ok(())
 }
 
-/// Without its proxy a node's tunnels fail, fast and closed; a new proxy serves again.
+/// Connections for which a node's proxy is away wait for the next one, and go nowhere else; where none
+/// comes, they are refused.
 #[test]
 fn a_proxy_that_dies_is_replaced() -> Result<()> {
     let Some(shop) = open()? else { return Ok(()) };
@@ -185,16 +198,51 @@ fn a_proxy_that_dies_is_replaced() -> Result<()> {
     let near = shop.cluster.pod("shop/near")?.v4(PORT);
     let far = shop.cluster.pod("shop/far")?.v4(PORT);
     shop.expect_answer("shop/client", far)?;
+    let dial = || dial_patiently(&shop, "shop/client", far);
     for node in shop.mesh.nodes() {
         node.kill_proxy();
-        let outcome = shop.connect("shop/client", far)?;
-        ensure!(outcome["answer"] != "hello", "{outcome}");
+        let mut waiting = dial()?;
         shop.expect_answer("shop/client", near)?;
+        ensure!(waiting.json().is_empty(), "{}", waiting.stdout());
         node.start_proxy()?;
-        node.await_ready()?;
-        shop.await_verdict("shop/client", far, true)?;
+        let outcome = waiting.await_event(SOON, "connected")?;
+        ensure!(outcome["answer"] == "hello", "{outcome}\n{}", shop.logs());
+        shop.expect_answer("shop/client", far)?;
     }
+    shop.mesh.node("node-a")?.kill_proxy();
+    let outcome = dial()?.await_event(SOON, "failed")?;
+    ensure!(outcome["error"]["name"] == "ECONNREFUSED", "{outcome}");
     Ok(())
+}
+
+/// A connection that waits for the node's proxy is forbidden like one that stands.
+#[test]
+fn what_waits_for_a_proxy_may_be_forbidden_meanwhile() -> Result<()> {
+    let Some(shop) = open()? else { return Ok(()) };
+    let server = shop.serve("shop/far")?;
+    let far = shop.cluster.pod("shop/far")?.v4(PORT);
+    shop.expect_answer("shop/client", far)?;
+    let node = shop.mesh.node("node-a")?;
+    node.kill_proxy();
+    let mut waiting = dial_patiently(&shop, "shop/client", far)?;
+    let waits = ["--from", "shop/client", "--to", "shop/far"];
+    shop.await_flows("node-a", &waits, 3)?;
+    ensure!(waiting.json().is_empty(), "{}", waiting.stdout());
+    shop.cluster.apply("deny.yaml", DENY_EGRESS)?;
+    let outcome = waiting.await_event(SOON, "failed")?;
+    ensure!(outcome["error"]["name"] != "ETIMEDOUT", "{outcome}");
+    node.start_proxy()?;
+    node.await_ready()?;
+    shop.expect_denied("shop/client", far)?;
+    ensure!(accepted(&server).len() == 1, "{}", server.stdout());
+    Ok(())
+}
+
+/// Connects as a client that waits long.
+fn dial_patiently(shop: &Shop, from: &str, to: SocketAddr) -> Result<Process> {
+    let pod = shop.cluster.pod(from)?;
+    let tool = pod.tool("connect")?.arg(to.to_string());
+    tool.args(["--send", "hello", "--milliseconds", "60000"]).spawn()
 }
 
 /// While one agent's tables take the place of another's, no connection is decided otherwise than
