@@ -28,7 +28,7 @@ use crate::ca::{Authority, Source, WorkloadCertificates};
 use crate::conditions;
 use crate::flows::FlowRing;
 use crate::kernel::{self, CgroupWatch, FlowEvents, Kernel, ProxyCgroup};
-use crate::reconcile::{NetworkConfig, Outputs, Reconciler};
+use crate::reconcile::{NetworkConfig, Outputs, Reconciler, announce_own_pod};
 use crate::snapshot::Snapshots;
 use crate::source::{Cluster, Directory};
 
@@ -112,6 +112,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _lock = lock(&config.run_dir)?;
     // Whoever waits for this agent must not see the marker of the last.
     let ready = Ready::new(&config.run_dir)?;
+    announce_own_pod(&config.kernel);
 
     let trust_domain = config.mesh.trust_domain.clone();
     let snapshots = Arc::new(Snapshots::default());
@@ -187,7 +188,16 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
 
     let mut tasks = Tasks(vec![
-        tokio::spawn(certificates.run(wanted_receiver, issued_sender)),
+        tokio::spawn({
+            let mut versions = versions.clone();
+            async move {
+                // The authority's endpoints are part of the first policy. Its name may lead nowhere
+                // on the node, and finding that out takes many seconds.
+                if versions.wait_for(Option::is_some).await.is_ok() {
+                    certificates.run(wanted_receiver, issued_sender).await;
+                }
+            }
+        }),
         tokio::spawn(remember(events, flows)),
         tokio::spawn(async move {
             let served = Server::builder()

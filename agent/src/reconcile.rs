@@ -6,6 +6,7 @@ mod host_network;
 mod interfaces;
 mod network_config;
 mod own_node;
+mod own_pod;
 mod pods;
 mod proxy;
 mod status;
@@ -33,16 +34,17 @@ use crate::flows::FlowRing;
 use crate::identity::SpiffeId;
 use crate::kernel::{
     Applied, ApplyError, BpfLog, CgroupWatch, CutConnection, Kernel, KernelError, NodeAddresses,
-    Options, Settings, cgroups, release_memory,
+    Options, Settings, release_memory,
 };
 use crate::snapshot::{Snapshot, Snapshots};
 use crate::source::View;
 
-use bindings::{Bindings, cgroup_of_this_process};
+use bindings::Bindings;
 use interfaces::{Found, Interfaces};
 use own_node::OwnNode;
 
 pub use network_config::NetworkConfig;
+pub use own_pod::announce_own_pod;
 
 /// Between looks at the kernel's counters, and at what failed and may work now.
 const TICK: Duration = Duration::from_secs(1);
@@ -126,9 +128,7 @@ impl Reconciler {
         kernel: Kernel,
         outputs: Outputs,
     ) -> Self {
-        let own_cgroup = cgroups::find_hierarchy()
-            .ok()
-            .and_then(|hierarchy| cgroup_of_this_process(&hierarchy, &options.pods_cgroup));
+        let own_cgroup = own_pod::own_cgroup(&options.pods_cgroup);
         let own = own_cgroup
             .clone()
             .into_iter()

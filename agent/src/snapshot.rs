@@ -96,6 +96,9 @@ impl Snapshots {
     /// Makes a snapshot the current one.
     pub fn publish(&self, snapshot: Snapshot) {
         self.history().push(snapshot.generation, &snapshot.mesh);
+        let snapshot = Arc::new(snapshot);
+        // Whoever is told of versions may look at what they came with.
+        self.current.store(Some(snapshot.clone()));
         self.versions.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&snapshot.mesh.versions);
             if changed {
@@ -103,7 +106,6 @@ impl Snapshots {
             }
             changed
         });
-        self.current.store(Some(Arc::new(snapshot)));
     }
 
     /// What is in force; none before the first policy has been applied.

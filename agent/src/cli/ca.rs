@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -164,6 +165,11 @@ async fn serve(args: &CaArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let client = cluster::client(args.kubeconfig.as_deref()).await?;
+    tokio::select! {
+        () = await_api_server(&client) => {}
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     let (leading_sender, leading) = watch::channel(false);
     let (stop, stopped) = watch::channel(false);
 
@@ -216,6 +222,23 @@ async fn serve(args: &CaArgs) -> anyhow::Result<()> {
         tracing::warn!("the Lease was not given back; it ends by itself");
     }
     Ok(())
+}
+
+/// Waits until the API server is reached. A pod that begins reaches nobody until its node's agent
+/// knows it, and that may be being replaced at the same time.
+async fn await_api_server(client: &Client) {
+    const AGAIN: Duration = Duration::from_millis(250);
+
+    let mut said = false;
+    while let Err(error @ (kube::Error::Service(_) | kube::Error::HyperError(_))) =
+        client.apiserver_version().await
+    {
+        if !said {
+            tracing::warn!(%error, "the API server is not reached; trying again");
+        }
+        said = true;
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// What only the leader does.

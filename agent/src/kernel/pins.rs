@@ -18,6 +18,8 @@ const BPF_FILE_SYSTEM: i64 = 0xcafe_4a11;
 /// Where a BPF file system is mounted if there is none.
 const USUAL_MOUNT: &str = "/sys/fs/bpf";
 const LAYOUT_PREFIX: &str = "layout-";
+/// Where a layout has the map of the pods' cgroups.
+pub(super) const CGROUPS: &str = "maps/CGROUPS";
 
 /// The pins of one layout, locked against other agents.
 #[derive(Debug)]
@@ -84,13 +86,8 @@ impl Pins {
     /// Drops what agents of other layouts have left: to be called when the own is attached.
     pub(super) fn remove_other_layouts(&self) -> Result<(), OpenError> {
         let read = |source| OpenError::Pin { path: self.directory.clone(), source };
-        for entry in fs::read_dir(&self.directory).map_err(read)? {
-            let path = entry.map_err(read)?.path();
-            let is_layout = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.starts_with(LAYOUT_PREFIX));
-            if is_layout && path != self.layout {
+        for path in layouts(&self.directory).map_err(read)? {
+            if path != self.layout {
                 remove_all(&path)?;
                 tracing::info!(
                     path = %path.display(),
@@ -100,6 +97,23 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// The layouts that are pinned below `directory`: none where it is not there.
+pub(super) fn layouts(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut layouts = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with(LAYOUT_PREFIX)) {
+            layouts.push(path);
+        }
+    }
+    Ok(layouts)
 }
 
 /// Removes everything below `directory`. Links are detached first: where a link is only unpinned,

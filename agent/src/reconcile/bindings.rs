@@ -9,7 +9,7 @@ use weft_model::compile::Tables;
 use weft_model::mesh::{Mesh, Name, Pod};
 
 use super::host_network::HostNetwork;
-use crate::kernel::{CgroupEvent, CgroupId, PodCgroup, cgroups};
+use crate::kernel::{CgroupEvent, CgroupId, PodCgroup};
 
 /// The cgroups of pods that there are now.
 #[derive(Debug, Default)]
@@ -134,21 +134,4 @@ impl Bindings {
     fn is_own(&self, pod: &Path) -> bool {
         self.own.iter().any(|own| own.starts_with(pod))
     }
-}
-
-/// The cgroup of this process, as a path in the hierarchy that is mounted at `hierarchy`.
-///
-/// What `/proc/self/cgroup` says is relative to the cgroup namespace: in a container it is not the
-/// place in the node's hierarchy, and the process is looked for among the pods' cgroups.
-pub(super) fn cgroup_of_this_process(hierarchy: &Path, pods: &Path) -> Option<PathBuf> {
-    let process = std::process::id();
-    let listed = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = listed.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let path = hierarchy.join(path.trim_start_matches('/'));
-    let lists_this = std::fs::read_to_string(path.join("cgroup.procs"))
-        .is_ok_and(|listed| listed.lines().any(|line| line.parse() == Ok(process)));
-    if lists_this {
-        return Some(path);
-    }
-    cgroups::find_cgroup_of(pods, process).ok().flatten()
 }

@@ -1,9 +1,10 @@
 //! The node's proxy where it is a container of the agent's own pod: its cgroup is known when it
 //! connects, and is another after each of its restarts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Reconciler;
+use super::own_pod::pod_around;
 use crate::kernel::cgroups;
 
 impl Reconciler {
@@ -28,6 +29,7 @@ impl Reconciler {
         let pod = pod_around(&self.pods_cgroup, own).ok_or_else(|| {
             format!("{} is in no pod: name the proxy's with --proxy-cgroup", own.display())
         })?;
+        let pod = pod.path;
         let found = cgroups::find_cgroup_of(&pod, process)
             .map_err(|error| format!("{}: {error}", pod.display()))?;
         match found {
@@ -36,10 +38,4 @@ impl Reconciler {
             None => Err(format!("process {process} is not in the agent's pod {}", pod.display())),
         }
     }
-}
-
-/// The cgroup of the pod that a cgroup belongs to.
-fn pod_around(pods: &Path, cgroup: &Path) -> Option<PathBuf> {
-    let all = cgroups::find_pods(pods).ok()?;
-    all.into_iter().map(|pod| pod.path).find(|pod| cgroup.starts_with(pod) && cgroup != pod)
 }
