@@ -13,6 +13,8 @@ use crate::install::{WITHIN, weft};
 pub const NODES_AT_ONCE: &str = "agent.updateStrategy.rollingUpdate.maxUnavailable";
 /// Connections that a client holds open.
 const OPEN: usize = 8;
+/// How long a client waits for a new connection.
+const PATIENCE_MILLISECONDS: u64 = 60_000;
 
 /// Traffic of one client to one server: new connections without end, and some that stay open.
 struct Load {
@@ -20,13 +22,13 @@ struct Load {
     open: Process,
 }
 
-/// What it has come to: new connections that were tried, and failed, and for how long they did; open
-/// ones that ended.
+/// What it has come to: new connections that were tried, and failed, and how long the longest took;
+/// open ones that ended.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     tried: u64,
     failed: u64,
-    without: Duration,
+    longest: Duration,
     ended: usize,
 }
 
@@ -36,7 +38,8 @@ impl Load {
             let words = ["exec", "-n", "shop", client, "--", "sh", "-c", &script];
             cluster.kubectl_command(words)?.spawn()
         };
-        let watch = format!("pod-tool watch --echo --milliseconds 3000 {server}");
+        let watch =
+            format!("pod-tool watch --echo --milliseconds {PATIENCE_MILLISECONDS} {server}");
         let mut new = inside(format!("exec {watch}"))?;
         new.await_line("\"connects\":true")?;
         let probe = format!("pod-tool probe --milliseconds 600000 {server}");
@@ -52,20 +55,8 @@ impl Load {
         let last = self.new.json().pop().context("no attempts")?;
         let number = |field: &str| last[field].as_u64().context("a number");
         let (tried, failed) = (number("attempts")?, number("failures")?);
-        Ok(Counts { tried, failed, without: self.without()?, ended: events(&self.open, "ended") })
-    }
-
-    /// For how long all attempts failed.
-    fn without(&self) -> Result<Duration> {
-        let (mut without, mut since) = (0, None);
-        for line in self.new.json().iter().filter(|line| line["event"] == "changed") {
-            let at = line["at"].as_u64().context("a time")?;
-            match line["connects"] == true {
-                false => since = Some(at),
-                true => without += since.take().map_or(0, |since| at - since),
-            }
-        }
-        Ok(Duration::from_micros(without))
+        let longest = Duration::from_micros(number("longest_micros")?);
+        Ok(Counts { tried, failed, longest, ended: events(&self.open, "ended") })
     }
 
     /// Waits until a connection is tried that had not been begun yet, and for its count.
@@ -84,7 +75,7 @@ fn events(process: &Process, event: &str) -> usize {
 }
 
 /// The agents are replaced, one after the other, and again by those of before, both at once; each
-/// adopts what is pinned. Tunnels end with their proxy. `server` is an echo server on the node of the
+/// adopts what is pinned. Tunnels end with their proxy, and new ones wait for the next. `server` is an echo server on the node of the
 /// client `friend`.
 pub fn upgrade_and_roll_back(cluster: &KubernetesCluster, server: &str) -> Result<()> {
     let held = Held::by(cluster.nodes())?;
@@ -112,16 +103,18 @@ pub fn upgrade_and_roll_back(cluster: &KubernetesCluster, server: &str) -> Resul
         let (near, far) = (direct.settle()?, tunnels.settle()?);
         for (path, counts) in [("direct", near), ("tunnels", far)] {
             println!(
-                "{name}, {path}: of {} new connections {} failed (for {:.1} s), of {OPEN} open \
-                 ones {} ended",
+                "{name}, {path}: of {} new connections {} failed, the longest took {:.1} s; of {OPEN} \
+                 open ones {} ended",
                 counts.tried,
                 counts.failed,
-                counts.without.as_secs_f64(),
+                counts.longest.as_secs_f64(),
                 counts.ended
             );
         }
         ensure!(near.failed == 0, "{name}: {}", direct.new.stdout());
         ensure!(near.ended == 0, "{name}: {}", direct.open.stdout());
+        // What is begun while a proxy is away waits for the next.
+        ensure!(far.failed == 0, "{name}: {}", tunnels.new.stdout());
         let maps = Held::by(cluster.nodes())?.maps;
         ensure!(maps == held.maps, "{name}: maps were {:?}, and are {maps:?}", held.maps);
         // What runs in a pod outlives the kubectl that began it.

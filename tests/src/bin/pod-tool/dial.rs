@@ -36,20 +36,26 @@ pub struct DialOptions {
 }
 
 /// Tries until killed. Reports whenever the outcome is another than before, with how many attempts
-/// there have been until then, and how many of them failed; and these numbers once a second.
+/// there have been until then, how many of them failed, and how long the longest of the others took;
+/// and these numbers once a second.
 pub fn watch(options: &WatchOptions) -> Result<()> {
     let mut last = None;
     let (mut attempts, mut failures) = (0_u64, 0_u64);
     let mut told = Instant::now();
+    let mut longest = 0;
     loop {
         let began = now();
+        let start = Instant::now();
         let outcome = attempt(options);
+        if outcome.is_ok() {
+            longest = longest.max(start.elapsed().as_micros());
+        }
         attempts += 1;
         failures += u64::from(outcome.is_err());
         let connects = outcome.is_ok();
         let mut line = json!({
             "event": "counted", "connects": connects, "at": began,
-            "attempts": attempts, "failures": failures,
+            "attempts": attempts, "failures": failures, "longest_micros": longest,
         });
         if last != Some(connects) {
             last = Some(connects);
