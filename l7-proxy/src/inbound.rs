@@ -37,7 +37,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     while let Some((socket, peer)) = listener::accept(&listener, &mut closing).await {
         let Some(share) = worker.handshakes.take(peer.ip()) else {
             worker.complain(peer, &"too many handshakes under way from this address");
-            listener::reset(socket);
+            // A socket of which not even this can be set is closed already.
+            let _ = listener::reset_at_end(&socket);
             continue;
         };
         let worker = worker.clone();
@@ -255,12 +256,15 @@ async fn stream(
     match respond.send_response(Response::new(()), false) {
         Ok(send) => {
             let receive = std::future::ready(Ok(request.into_body()));
-            if let Err(broken) = relay(&mut socket, send, receive).await {
-                tracing::debug!(peer = %tunnel.peer, client = %tunnel.client, %broken, "connection ended");
-                listener::reset(socket);
+            match relay(&mut socket, send, receive).await {
+                Ok(()) => listener::close(socket),
+                Err(broken) => {
+                    tracing::debug!(peer = %tunnel.peer, client = %tunnel.client, %broken, "connection ended");
+                }
             }
         }
-        Err(_) => listener::reset(socket),
+        // The client has given up.
+        Err(_) => drop(socket),
     }
 }
 
@@ -302,6 +306,8 @@ async fn connect(
     let socket = listener::socket(target, None)
         .map_err(|_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "no socket"))?;
     let proven = ProvenSource { source: endpoint(source), destination: endpoint(dialled) };
+    listener::reset_at_end(&socket)
+        .map_err(|_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "no socket"))?;
     shared.attestation.set_source(socket.as_fd(), &proven).map_err(|error| {
         tracing::error!(%error, "the kernel does not take a proven source");
         Refusal(StatusCode::SERVICE_UNAVAILABLE, "the kernel does not take a proven source")

@@ -40,10 +40,16 @@ pub(crate) fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSock
     Ok(socket)
 }
 
-/// Closes a connection by RST.
-pub(crate) fn reset(socket: TcpStream) {
+/// Lets a pod's connection, or those that a listener accepts, end by RST however they end, be it
+/// with the process: nobody is to take what has come until then for all. See [`close`].
+pub(crate) fn reset_at_end<'a>(socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+    socket.into().set_linger(Some(Duration::ZERO))
+}
+
+/// Closes a pod's connection of which both directions have ended.
+pub(crate) fn close(socket: TcpStream) {
     // A socket of which not even this can be set is closed already.
-    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    let _ = SockRef::from(&socket).set_linger(None);
 }
 
 /// Takes connections until the worker closes, and then those that the kernel has accepted before:

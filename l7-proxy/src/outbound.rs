@@ -47,7 +47,9 @@ enum Failure {
 }
 
 async fn connection(worker: &Rc<Worker>, mut socket: TcpStream, peer: SocketAddr) {
-    let Err(failure) = carry(worker, &mut socket, peer).await else { return };
+    let Err(failure) = carry(worker, &mut socket, peer).await else {
+        return listener::close(socket);
+    };
     match &failure {
         // Resets are what applications do.
         Failure::Broken(Broken::Socket(_) | Broken::Stream(_)) => {
@@ -55,7 +57,6 @@ async fn connection(worker: &Rc<Worker>, mut socket: TcpStream, peer: SocketAddr
         }
         _ => worker.complain(peer, &failure),
     }
-    listener::reset(socket);
 }
 
 async fn carry(

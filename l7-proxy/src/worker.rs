@@ -175,7 +175,13 @@ impl Listeners {
             if self.0.contains_key(&key) {
                 continue;
             }
-            match listener::listen(address) {
+            let listening = listener::listen(address).and_then(|listener| {
+                if kind == Kind::Outbound {
+                    listener::reset_at_end(&listener)?;
+                }
+                Ok(listener)
+            });
+            match listening {
                 Ok(listener) => {
                     tracing::info!(%address, ?kind, "listening");
                     let worker = worker.clone();

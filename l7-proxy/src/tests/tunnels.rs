@@ -322,3 +322,15 @@ async fn a_connection_does_not_wait_for_ever() {
     mesh.nodes[1].stop();
     assert!(room(&mesh).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_cuts_does_not_look_complete() {
+    let limits = Limits { drain: Duration::ZERO, ..Limits::default() };
+    let mut mesh = Mesh::with(limits).await;
+    echo(&mesh, 8080).await;
+    let mut socket = mesh.connect(8080).await.unwrap();
+    ask(&mut socket, b"before").await.unwrap();
+    mesh.nodes[0].stop();
+    let read = tokio::time::timeout(PATIENCE, socket.read(&mut [0])).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
