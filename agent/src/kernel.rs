@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
@@ -21,7 +22,6 @@ mod flows;
 mod hooks;
 mod installed;
 mod interfaces;
-mod judgement;
 mod lagging;
 mod namespace;
 mod netlink;
@@ -80,8 +80,8 @@ pub struct Kernel {
     kept: Vec<String>,
     sockets: PodSockets,
     cut_events: CutEvents,
-    /// When all connections were last judged, by the programs' clock.
-    judged: u64,
+    /// Judges all connections.
+    judge: OwnedFd,
     acceleration: Acceleration,
     adopted: bool,
     /// At work until this is dropped.
@@ -114,6 +114,7 @@ impl Kernel {
         };
         let mut ebpf = load_maps(&options, &kept, path_of, &offsets)?;
         programs::load(&mut ebpf, &options)?;
+        let judge = connections::load_judge(&mut ebpf, |name| open_pinned(name, &path_of(name)))?;
         let iterator = match capabilities::report() {
             Some(lacks) => Err(lacks),
             None => lagging::load(&mut ebpf),
@@ -159,7 +160,7 @@ impl Kernel {
             kept: kept.into_keys().collect(),
             sockets: PodSockets::default(),
             cut_events: CutEvents::default(),
-            judged: 0,
+            judge,
             acceleration,
             adopted,
             _waker: waker,

@@ -313,7 +313,7 @@ impl Reconciler {
         if self.problems.cut.is_some() {
             self.cut();
         } else if Instant::now() < self.late_until {
-            let cut = self.kernel.cut_late();
+            let cut = self.kernel.cut_forbidden();
             self.take_cut(cut);
         }
         if self.release.is_some_and(|release| release <= Instant::now()) {

@@ -1,6 +1,7 @@
 //! Records of TCP connections: who made them, what they say, when they go.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::bindings::bpf_sock_ops;
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use weft_common::{
     CHARGED, CHARGED_TO_SERVER, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
     CONNECTION_CUT, CONNECTION_FROM_PROXY, CONNECTION_PROVEN, Config, Connection, ConnectionKey,
@@ -44,12 +45,16 @@ pub fn socket_at(record: *mut Connection, low: bool) -> u64 {
     unsafe { if low { (*record).low_sock } else { (*record).high_sock } }
 }
 
+/// Makes the socket that `ops` is about, whose `tcp_sock` is at `socket`, an end's.
 #[inline(always)]
-pub fn set_socket_at(record: *mut Connection, low: bool, socket: u64) {
+pub fn set_socket_at(record: *mut Connection, low: bool, ops: *mut bpf_sock_ops, socket: u64) {
+    let cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
     unsafe {
         if low {
+            (*record).low_cookie = cookie;
             (*record).low_sock = socket;
         } else {
+            (*record).high_cookie = cookie;
             (*record).high_sock = socket;
         }
     }
@@ -107,8 +112,9 @@ pub fn give_way(socket: &SocketKey) {
 pub fn begin(record: &mut Connection) {
     record.low_held = HELD;
     record.high_held = HELD;
-    record.opened = unsafe { bpf_ktime_get_ns() };
     record.charged = CHARGED;
+    // Whoever sees this sees all that was filled in.
+    atomic::swap(&raw mut record.opened, unsafe { bpf_ktime_get_ns() });
     charge(record, 1);
     report(FlowKind::Open, record, None);
 }
@@ -243,6 +249,35 @@ pub fn has_most(config: &Config, pod: PodId, accepted: bool) -> bool {
     number >= u64::from(config.connections_per_pod)
 }
 
+/// Whether the record has been filled in, and its end has not been counted.
+#[inline(always)]
+pub fn is_open(record: *mut Connection) -> bool {
+    atomic::fetch_add(unsafe { &raw mut (*record).opened }, 0) != 0
+}
+
+/// What policy says of the connection now.
+#[inline(always)]
+pub fn judge(record: &Connection) -> Decision {
+    verdict::both_ends(&Between {
+        source_pod: record.origin.pod,
+        source: &record.origin.source.address,
+        destination: &record.origin.backend,
+        destination_pod: record.server,
+        proven: record.flags & CONNECTION_PROVEN != 0,
+        protocol: TCP,
+    })
+}
+
+/// Writes down what was decided, and marks the connection if it is forbidden.
+#[inline(always)]
+pub fn take_decision(record: &mut Connection, generation: u32, decision: Decision) {
+    record.decision = decision;
+    record.generation = generation;
+    if !decision.allows() {
+        record.flags |= CONNECTION_CUT;
+    }
+}
+
 /// Whether policy allows the connection now. What an older generation admitted is judged anew;
 /// if it is forbidden, it is marked and reported once.
 #[inline(always)]
@@ -263,21 +298,9 @@ pub fn allowed(config: &Config, record: *mut Connection) -> bool {
 #[inline(never)]
 fn judged_anew(generation: u32, record: *mut Connection) -> bool {
     let Some(record) = (unsafe { record.as_mut() }) else { return false };
-    let decision = verdict::both_ends(&Between {
-        source_pod: record.origin.pod,
-        source: &record.origin.source.address,
-        destination: &record.origin.backend,
-        destination_pod: record.server,
-        proven: record.flags & CONNECTION_PROVEN != 0,
-        protocol: TCP,
-    });
-    record.decision = decision;
-    record.generation = generation;
-    if decision.allows() {
-        return true;
-    }
-    record.flags |= CONNECTION_CUT;
-    false
+    let decision = judge(record);
+    take_decision(record, generation, decision);
+    decision.allows()
 }
 
 /// The decision about a connection that has no record, as a client of the pod would begin it.

@@ -10,8 +10,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use weft_common::{
     ADDRESS_HOST, Address, CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED,
-    CONNECTION_CUT, CONNECTION_FROM_PROXY, CONNECTION_TO_PROXY, Config, ConnectionKey, Counter,
-    Decision, Pod, PodId, Reason,
+    CONNECTION_FROM_PROXY, CONNECTION_TO_PROXY, Config, ConnectionKey, Counter, Decision, Pod,
+    PodId, Reason,
 };
 
 use crate::connection;
@@ -135,8 +135,7 @@ fn forward_packet(skb: *mut __sk_buff, packet: &Packet) -> i32 {
 /// connection tracking, which sees no more than these, forgets them after a minute.
 #[inline(always)]
 fn forward(skb: *mut __sk_buff, key: &ConnectionKey, low: bool) -> i32 {
-    const NOT: u8 =
-        CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY | CONNECTION_TO_PROXY | CONNECTION_CUT;
+    const NOT: u8 = CONNECTION_ACCEPTED | CONNECTION_FROM_PROXY | CONNECTION_TO_PROXY;
     let Some(record) = connection::find(key) else { return NEXT };
     let interface = unsafe { read_volatile(&raw const (*skb).ifindex) };
     let (flags, own, other) = unsafe {

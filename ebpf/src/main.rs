@@ -13,6 +13,7 @@ mod fragment;
 mod getpeername;
 mod identity;
 mod interface;
+mod judging;
 mod lagging;
 mod leaving;
 mod maps;

@@ -15,8 +15,8 @@ use weft_common::{
     CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
     CONNECTION_CUT, CONNECTION_ESTABLISHED, CONNECTION_FROM_PROXY, CONNECTION_PROVEN,
     CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE, SOCKET_ACCEPTED, SOCKET_ADMITTED,
-    SOCKET_AWAITS_PROXY, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY, SOCKET_PROVEN,
-    SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
+    SOCKET_AWAITS_PROXY, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY,
+    SOCKET_PROVEN, SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
 };
 
 use crate::atomic;
@@ -168,7 +168,7 @@ fn connecting<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) ->
     };
     fill(record, state);
     record.flags = flags;
-    connection::set_socket_at(record, low, own);
+    connection::set_socket_at(record, low, ops, own);
     state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
     watch_state(ops);
     connection::begin(record);
@@ -279,8 +279,8 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     }
     let Some(state) = context::state_or_new(socket) else { return true };
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
-    connection::set_socket_at(record, low, own);
-    unsafe { (*record).flags = flags | CONNECTION_ESTABLISHED };
+    connection::set_socket_at(record, low, ops, own);
+    unsafe { (*record).flags |= CONNECTION_ESTABLISHED };
     let joined = record;
     let record = unsafe { &*record };
     state.origin = record.origin;
@@ -315,7 +315,7 @@ fn from_elsewhere(ops: *mut bpf_sock_ops, socket: *mut c_void) {
     }
     let Some(state) = context::state(socket) else { return };
     let key = context::socket_of_ops(ops);
-    record_accepted(&key, state, unsafe { bpf_skc_to_tcp_sock(socket) } as u64);
+    record_accepted(ops, &key, state, unsafe { bpf_skc_to_tcp_sock(socket) } as u64);
     if state.flags & SOCKET_RECORDED != 0 {
         watch_state(ops);
     }
@@ -328,14 +328,14 @@ fn admit(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bool {
 }
 
 #[inline(never)]
-fn record_accepted(key: &SocketKey, state: &mut SocketState, own: u64) {
+fn record_accepted(ops: *mut bpf_sock_ops, key: &SocketKey, state: &mut SocketState, own: u64) {
     let (connection, low) = key.connection();
     // There was none a moment ago.
     let Ok(record) = connection::add(&connection) else { return };
     fill(record, state);
     record.flags =
         CONNECTION_ACCEPTED | CONNECTION_ESTABLISHED | if low { 0 } else { CONNECTION_CLIENT_LOW };
-    connection::set_socket_at(record, low, own);
+    connection::set_socket_at(record, low, ops, own);
     state.flags |= SOCKET_ADMITTED | SOCKET_RECORDED;
     connection::begin(record);
 }

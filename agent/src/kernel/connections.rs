@@ -2,23 +2,47 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::Ebpf;
+use aya::maps::MapData;
 use rustix::time::{ClockId, clock_gettime};
 use weft_common::{
     CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW, CONNECTION_CUT,
     CONNECTION_FROM_PROXY, CONNECTION_PROVEN, CONNECTION_TO_PROXY, Connection, ConnectionKey,
-    FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowEvent, FlowKind, SocketKey,
+    FLOW_ACCELERATED, FLOW_EGRESS, FLOW_PROVEN, FlowEvent, FlowKind, Judged, SocketKey,
 };
 
-use super::judgement::Judge;
-use super::sockets::Holder;
-use super::{Kernel, KernelError, cgroups, open_map, system};
+use super::sockets::{Holder, NamedSocket};
+use super::system::{self, IteratorOutput, Target};
+use super::{Kernel, KernelError, OpenError, cgroups, open_map, programs};
 
-/// `BPF_EXIST`: a record that is gone by now must not come back.
-const ONLY_OLD: u64 = 2;
+/// The program.
+const PROGRAM: &str = "judge_connections";
 const CONNECTIONS: &str = "CONNECTIONS";
+/// What the program writes of one connection.
+const JUDGED_SIZE: usize = size_of::<Judged>() + size_of::<Connection>();
+/// So many connections are cut at a time.
+const BATCH: usize = 64;
+/// More threads would only wait for each other in the kernel.
+const THREADS: usize = 4;
+
+/// Loads the program that judges all connections, ready to run.
+pub(super) fn load_judge(
+    ebpf: &mut Ebpf,
+    map: impl FnOnce(&'static str) -> Result<MapData, OpenError>,
+) -> Result<OwnedFd, OpenError> {
+    let connections = map(CONNECTIONS)?;
+    let over = Target::Map(connections.fd().as_fd());
+    let attached = programs::load_iterator(ebpf, PROGRAM, "bpf_map_elem", over);
+    attached.map_err(|source| OpenError::Attach {
+        name: PROGRAM.to_owned(),
+        to: format!("map {CONNECTIONS}"),
+        source,
+    })
+}
 
 /// A connection that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,83 +91,100 @@ impl CutConnection {
 
 impl Kernel {
     /// Cuts the established connections that are forbidden by what is in the kernel now: to be
-    /// called after [`Kernel::apply`]. They are marked first, so that the programs refuse their
-    /// bytes; then their sockets are destroyed, and their processes get ECONNABORTED or, where the
-    /// other end was first, ECONNRESET.
+    /// called after [`Kernel::apply`], and for a while from time to time, for those that were being
+    /// admitted meanwhile. The programs judge and mark them, so that their bytes are refused; then
+    /// their sockets are destroyed, and their processes get ECONNABORTED or, where the other end was
+    /// first, ECONNRESET.
     ///
     /// Each is reported once, as an event of [`super::FlowEvents`].
     ///
-    /// Connections that remain allowed are not touched; the programs judge them anew with their
-    /// next bytes.
-    ///
     /// # Errors
-    /// If the connections cannot be read, or sockets not be destroyed. They are marked all the
-    /// same, so no more bytes pass.
+    /// If the connections cannot be read, or sockets not be destroyed. What was judged is marked all
+    /// the same, and the programs judge the others with their next bytes.
     pub fn cut_forbidden(&mut self) -> Result<Vec<CutConnection>, KernelError> {
-        let since = std::mem::replace(&mut self.judged, programs_now());
-        self.cut(0).inspect_err(|_| self.judged = since)
-    }
-
-    /// The same for connections that were being admitted while [`Kernel::cut_forbidden`] was at
-    /// work, and for those that the programs have found to be forbidden: to be called for a while
-    /// after it.
-    ///
-    /// # Errors
-    /// As [`Kernel::cut_forbidden`].
-    pub fn cut_late(&mut self) -> Result<Vec<CutConnection>, KernelError> {
-        self.cut(self.judged)
-    }
-
-    /// Judges connections that were opened at this time or later.
-    fn cut(&mut self, opened: u64) -> Result<Vec<CutConnection>, KernelError> {
-        let mut map = self.connections()?;
-        let generation = self.in_force.generation;
         let started = Instant::now();
-        let mut found = Vec::new();
-        // The programs have found, marked and reported some themselves, but they can only refuse
-        // bytes: the processes are not told.
-        let mut marked = Vec::new();
-        let judge = Judge::new(&self.tables);
-        read_all(&map, |key, connection| {
-            if connection.flags & CONNECTION_CUT != 0 {
-                marked.push(CutConnection { key: *key, connection: *connection });
-            } else if connection.generation != generation && connection.opened >= opened {
-                let decision = judge.connection(connection);
-                if !decision.allows() {
-                    let flags = connection.flags | CONNECTION_CUT;
-                    let connection = Connection { decision, generation, flags, ..*connection };
-                    found.push(CutConnection { key: *key, connection });
-                }
+        let mut first = self.cut_once()?;
+        let first_us = started.elapsed().as_micros();
+        if !first.cut.is_empty() {
+            if first.unknown {
+                self.prepare_to_cut()?;
             }
-        })?;
-        let judged = started.elapsed();
-        for one in found {
-            // In the meantime it may have been closed, or marked.
-            match map.get(&one.key, 0) {
-                Ok(now) if now.flags & CONNECTION_CUT != 0 => marked.push(one),
-                Ok(now) => {
-                    // Its sockets, and what is counted, may have changed since it was read.
-                    let Connection { decision, generation, .. } = one.connection;
-                    let flags = now.flags | CONNECTION_CUT;
-                    let marks = Connection { decision, generation, flags, ..now };
-                    if map.insert(one.key, marks, ONLY_OLD).is_ok() {
-                        self.cut_events.push(one.event());
-                        marked.push(one);
-                    }
-                }
-                Err(_) => {}
-            }
+            // Whose other end is not on this node, or has not seen the reset. And a record may be
+            // passed over while others of its bucket go.
+            let second = self.cut_once()?;
+            first.cut.extend(second.cut.into_iter().filter(|(_, now)| *now));
         }
-        let all_marked = started.elapsed();
-        self.destroy(&marked)?;
         tracing::debug!(
-            cut = marked.len(),
-            judged_us = judged.as_micros(),
-            marked_us = (all_marked - judged).as_micros(),
-            destroyed_us = (started.elapsed() - all_marked).as_micros(),
+            cut = first.cut.len(),
+            first_us,
+            total_us = started.elapsed().as_micros(),
             "forbidden connections"
         );
-        Ok(marked)
+        Ok(first.cut.into_iter().map(|(cut, _)| cut).collect())
+    }
+
+    /// Has the programs judge what has not been judged under this policy, and destroys one socket of
+    /// each forbidden connection: that resets the other. The work begins with the first that is
+    /// found.
+    fn cut_once(&self) -> Result<Pass, KernelError> {
+        let failed = |source| KernelError::new("cannot judge the connections", source);
+        let output = Mutex::new(IteratorOutput::begin(&self.judge).map_err(failed)?);
+        let work = || self.cut_batches(&output);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut pass = work();
+            for other in others {
+                let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                pass = match (pass, other) {
+                    (Ok(pass), Ok(other)) => Ok(pass.and(other)),
+                    (pass, other) => pass.and(other),
+                };
+            }
+            pass
+        })
+    }
+
+    /// One thread's part.
+    fn cut_batches(&self, output: &Mutex<IteratorOutput>) -> Result<Pass, KernelError> {
+        let failed = |source| KernelError::new("cannot judge the connections", source);
+        let mut buffer = [0; BATCH * JUDGED_SIZE];
+        let mut pass = Pass::default();
+        let mut result = Ok(());
+        loop {
+            let read = {
+                let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+                // Whole ones only: the kernel stops when as much has been written as was asked for.
+                output.read(&mut buffer).map_err(failed)?
+            };
+            if read == 0 {
+                return result.map(|()| pass);
+            }
+            let judged = buffer.get(..read).unwrap_or_default().chunks_exact(JUDGED_SIZE);
+            let cut: Vec<_> =
+                judged.filter_map(|judged| forbidden(judged, self.in_force.generation)).collect();
+            for (cut, _) in cut.iter().filter(|(_, now)| *now) {
+                self.cut_events.push(cut.event());
+            }
+            let mut sockets: BTreeMap<Holder, Vec<NamedSocket>> = BTreeMap::new();
+            for (cut, _) in &cut {
+                let known = |holder: &Holder| self.sockets.knows(*holder);
+                pass.unknown |= ends(cut).any(|(holder, _)| !known(&holder));
+                if let Some((holder, socket)) = ends(cut).find(|(holder, _)| known(holder)) {
+                    sockets.entry(holder).or_default().push(socket);
+                }
+            }
+            for (holder, sockets) in sockets {
+                result = result.and(self.sockets.destroy(holder, &sockets).map_err(|source| {
+                    let whose = match holder {
+                        Holder::Pod(pod) => format!("pod {pod}"),
+                        Holder::Proxy => "the proxy".to_owned(),
+                    };
+                    KernelError::new(format!("cannot destroy sockets of {whose}"), source)
+                }));
+            }
+            pass.cut.extend(cut);
+        }
     }
 
     /// The TCP connections that have a record now.
@@ -151,47 +192,13 @@ impl Kernel {
     /// # Errors
     /// If the map cannot be read.
     pub fn list_connections(&self) -> Result<Vec<(ConnectionKey, Connection)>, KernelError> {
-        let mut found = Vec::new();
-        read_all(&self.connections()?, |key, connection| found.push((*key, *connection)))?;
-        Ok(found)
-    }
-
-    fn connections(&self) -> Result<ConnectionMap, KernelError> {
-        let failed = |source: io::Error| KernelError::new("cannot use the map CONNECTIONS", source);
+        let failed = |source| KernelError::new("cannot read the map CONNECTIONS", source);
         let map =
             open_map(&self.pins, CONNECTIONS).map_err(|error| failed(io::Error::other(error)))?;
-        Map::from_map_data(map)
-            .and_then(HashMap::try_from)
-            .map_err(|error| failed(io::Error::other(error)))
-    }
-
-    fn destroy(&mut self, cut: &[CutConnection]) -> Result<(), KernelError> {
-        // A socket that is destroyed resets its peer. So of two ends on this node one is destroyed
-        // first, of every other connection the client's, of the rest the server's: their
-        // namespaces share the work. Then what is left of the others.
-        let mut first: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
-        let mut second: BTreeMap<Holder, Vec<SocketKey>> = BTreeMap::new();
-        for (number, one) in cut.iter().enumerate() {
-            let mut ends: Vec<_> = ends(one).collect();
-            if number % 2 == 1 {
-                ends.reverse();
-            }
-            for (round, (holder, socket)) in [&mut first, &mut second].into_iter().zip(ends) {
-                round.entry(holder).or_default().push(socket);
-            }
-        }
-        let unknown =
-            |holder: &Holder| matches!(holder, Holder::Pod(_)) && !self.sockets.knows(*holder);
-        if first.keys().chain(second.keys()).any(unknown) {
-            self.prepare_to_cut()?;
-        }
-        let rounds = [first, second].map(|round| self.sockets.destroy(&round));
-        rounds.into_iter().collect::<Result<(), _>>().map_err(|(holder, source)| match holder {
-            Holder::Pod(pod) => {
-                KernelError::new(format!("cannot destroy sockets of pod {pod}"), source)
-            }
-            Holder::Proxy => KernelError::new("cannot destroy sockets of the proxy", source),
-        })
+        let mut found = Vec::new();
+        system::read_hash(map.fd(), |key, connection| found.push((*key, *connection)))
+            .map_err(failed)?;
+        Ok(found)
     }
 
     /// Opens what is needed to cut connections in the namespaces of all bound pods, so that it
@@ -212,37 +219,46 @@ impl Kernel {
                 tracing::debug!(uid = %cgroup.uid, %error, "cannot enter a pod's namespace");
             }
         }
-        Ok(())
+        self.sockets
+            .prepare_proxy()
+            .map_err(|source| KernelError::new("cannot look at sockets of the proxy", source))
     }
 }
 
-type ConnectionMap = HashMap<MapData, ConnectionKey, Connection>;
+/// What has been found on one way through all connections.
+#[derive(Debug, Default)]
+struct Pass {
+    /// The forbidden ones, and whether they were found just now.
+    cut: Vec<(CutConnection, bool)>,
+    /// Whether one has a socket in a namespace that is not known.
+    unknown: bool,
+}
 
-fn read_all(
-    map: &ConnectionMap,
-    mut each: impl FnMut(&ConnectionKey, &Connection),
-) -> Result<(), KernelError> {
-    let descriptor = aya::maps::IterableMap::map(map).fd();
-    match system::read_hash(descriptor, &mut each) {
-        // Kernels before 5.6 read one at a time.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            for entry in map.iter() {
-                match entry {
-                    Ok((key, connection)) => each(&key, &connection),
-                    Err(error) => {
-                        return Err(KernelError::new(
-                            "cannot read the map CONNECTIONS",
-                            io::Error::other(error),
-                        ));
-                    }
-                }
-            }
-            Ok(())
-        }
-        result => {
-            result.map_err(|source| KernelError::new("cannot read the map CONNECTIONS", source))
-        }
+impl Pass {
+    fn and(mut self, other: Self) -> Self {
+        self.cut.extend(other.cut);
+        self.unknown |= other.unknown;
+        self
     }
+}
+
+/// A connection that is to be cut, of what the program has written, and whether it has just been
+/// found.
+fn forbidden(bytes: &[u8], generation: u32) -> Option<(CutConnection, bool)> {
+    let (judged, connection) = bytes.split_at_checked(size_of::<Judged>())?;
+    let Judged { key, decision, now } = system::from_bytes(judged)?;
+    let connection: Connection = system::from_bytes(connection)?;
+    let now = now != 0;
+    if now && decision.allows() {
+        return None;
+    }
+    let connection = if now {
+        let flags = connection.flags | CONNECTION_CUT;
+        Connection { decision, generation, flags, ..connection }
+    } else {
+        connection
+    };
+    Some((CutConnection { key, connection }, now))
 }
 
 /// The programs' clock (`bpf_ktime_get_ns`).
@@ -251,8 +267,8 @@ fn programs_now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// The sockets of a connection that are on this node.
-fn ends(one: &CutConnection) -> impl Iterator<Item = (Holder, SocketKey)> {
+/// The sockets of a connection that are on this node, the client's first.
+fn ends(one: &CutConnection) -> impl Iterator<Item = (Holder, NamedSocket)> {
     let CutConnection { key, connection } = one;
     let flags = connection.flags;
     let low = SocketKey {
@@ -261,24 +277,18 @@ fn ends(one: &CutConnection) -> impl Iterator<Item = (Holder, SocketKey)> {
         local_port: key.low_port,
         remote_port: key.high_port,
     };
-    let client_low = flags & CONNECTION_CLIENT_LOW != 0;
-    let (client, server) = if client_low { (low, low.reversed()) } else { (low.reversed(), low) };
-    let client_holder = if flags & CONNECTION_FROM_PROXY != 0 {
-        Some(Holder::Proxy)
-    } else if flags & CONNECTION_ACCEPTED != 0 || connection.origin.pod == 0 {
-        None
+    // What has closed, or is not on this node, has no socket.
+    let low_socket = (connection.low_sock != 0)
+        .then_some(NamedSocket { key: low, cookie: connection.low_cookie });
+    let high_socket = (connection.high_sock != 0)
+        .then_some(NamedSocket { key: low.reversed(), cookie: connection.high_cookie });
+    let (client, server) = if flags & CONNECTION_CLIENT_LOW != 0 {
+        (low_socket, high_socket)
     } else {
-        Some(Holder::Pod(connection.origin.pod))
+        (high_socket, low_socket)
     };
-    let server_holder = if flags & CONNECTION_TO_PROXY != 0 {
-        Some(Holder::Proxy)
-    } else if connection.server != 0 {
-        Some(Holder::Pod(connection.server))
-    } else {
-        None
-    };
-    client_holder
-        .map(|holder| (holder, client))
-        .into_iter()
-        .chain(server_holder.map(|holder| (holder, server)))
+    let holder = |proxy, pod| if flags & proxy != 0 { Holder::Proxy } else { Holder::Pod(pod) };
+    let client = client.map(|one| (holder(CONNECTION_FROM_PROXY, connection.origin.pod), one));
+    let server = server.map(|one| (holder(CONNECTION_TO_PROXY, connection.server), one));
+    client.into_iter().chain(server)
 }

@@ -12,8 +12,6 @@ use rustix::net::{
 
 /// `NLM_F_REQUEST`
 const REQUEST: u16 = 1;
-/// `NLM_F_ACK`
-const ACKNOWLEDGE: u16 = 4;
 /// `NLM_F_ROOT | NLM_F_MATCH`
 const DUMP: u16 = 0x300;
 /// `NLMSG_ERROR`
@@ -103,7 +101,7 @@ impl Netlink {
         body: &[u8],
         mut each: impl FnMut(u16, &[u8]),
     ) -> io::Result<()> {
-        let sequence = self.send(&[Request { kind, body }], DUMP)?;
+        let sequence = self.request(kind, body, DUMP)?;
         loop {
             let mut finished = false;
             self.receive(|header, body| {
@@ -125,7 +123,7 @@ impl Netlink {
 
     /// Asks for one thing: its type and body.
     pub(super) fn get(&mut self, kind: u16, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-        let sequence = self.send(&[Request { kind, body }], 0)?;
+        let sequence = self.request(kind, body, 0)?;
         loop {
             let mut answer = None;
             self.receive(|header, body| {
@@ -143,87 +141,59 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests at once, and returns the errors of those that failed.
-    pub(super) fn execute(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Error>> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        // Errors come by themselves; that it is done is only to be said of the last.
-        let last =
-            self.send_each(
-                requests,
-                |index| {
-                    if index + 1 == requests.len() { ACKNOWLEDGE } else { 0 }
-                },
-            )?;
-        let first = last.wrapping_sub(requests.len() as u32 - 1);
-        let (mut errors, mut finished) = (Vec::new(), false);
-        while !finished {
-            self.receive(|header, body| {
-                let index = header.sequence.wrapping_sub(first) as usize;
-                if header.kind == ERROR && index < requests.len() {
-                    errors.extend(error_of(body).err());
-                    finished |= header.sequence == last;
-                }
-                Ok(())
-            })?;
-        }
+    /// Sends several requests at once, and returns the errors of those that failed. Threads may do
+    /// so at the same time, and may get one another's errors: the kernel has carried out the
+    /// requests when they are sent, and answers where one has failed.
+    pub(super) fn execute(&self, requests: &[Request<'_>]) -> io::Result<Vec<io::Error>> {
+        self.send(requests, 0, 0)?;
+        let mut errors = Vec::new();
+        while self.receive_some(RecvFlags::DONTWAIT, |header, body| {
+            if header.kind == ERROR {
+                errors.extend(error_of(body).err());
+            }
+            Ok(())
+        })? {}
         Ok(errors)
     }
 
-    /// Sends several requests at once that are answered by one message each, and gives the
-    /// answers' bodies, in their order.
-    pub(super) fn ask(&mut self, requests: &[Request<'_>]) -> io::Result<Vec<io::Result<Vec<u8>>>> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        let last = self.send(requests, 0)?;
-        let first = last.wrapping_sub(requests.len() as u32 - 1);
-        let mut answers: Vec<Option<io::Result<Vec<u8>>>> = requests.iter().map(|_| None).collect();
-        while answers.iter().any(Option::is_none) {
-            self.receive(|header, body| {
-                let index = header.sequence.wrapping_sub(first) as usize;
-                if let Some(slot) = answers.get_mut(index) {
-                    *slot = Some(match header.kind {
-                        ERROR => error_of(body).map(|()| Vec::new()),
-                        _ => Ok(body.to_vec()),
-                    });
-                }
-                Ok(())
-            })?;
-        }
-        Ok(answers.into_iter().flatten().collect())
-    }
-
-    fn send(&mut self, requests: &[Request<'_>], flags: u16) -> io::Result<u32> {
-        self.send_each(requests, |_| flags)
-    }
-
-    /// With flags of each request's own, by its place.
-    fn send_each(
-        &mut self,
-        requests: &[Request<'_>],
-        flags: impl Fn(usize) -> u16,
-    ) -> io::Result<u32> {
+    fn send(&self, requests: &[Request<'_>], flags: u16, sequence: u32) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(requests.len() * 128);
-        for (index, request) in requests.iter().enumerate() {
-            self.sequence = self.sequence.wrapping_add(1);
+        for request in requests {
             let length = (HEADER + request.body.len()) as u32;
             buffer.extend_from_slice(&length.to_ne_bytes());
             buffer.extend_from_slice(&request.kind.to_ne_bytes());
-            buffer.extend_from_slice(&(REQUEST | flags(index)).to_ne_bytes());
-            buffer.extend_from_slice(&self.sequence.to_ne_bytes());
+            buffer.extend_from_slice(&(REQUEST | flags).to_ne_bytes());
+            buffer.extend_from_slice(&sequence.to_ne_bytes());
             buffer.extend_from_slice(&0u32.to_ne_bytes());
             buffer.extend_from_slice(request.body);
             buffer.resize(buffer.len().next_multiple_of(4), 0);
         }
         sendto(&self.socket, &buffer, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        Ok(())
+    }
+
+    /// Asks for something whose answers have the sequence number that is returned.
+    fn request(&mut self, kind: u16, body: &[u8], flags: u16) -> io::Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.send(&[Request { kind, body }], flags, self.sequence)?;
         Ok(self.sequence)
     }
 
-    fn receive(&self, mut each: impl FnMut(Header, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    fn receive(&self, each: impl FnMut(Header, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        self.receive_some(RecvFlags::empty(), each).map(drop)
+    }
+
+    /// False if there was nothing to be received without waiting.
+    fn receive_some(
+        &self,
+        flags: RecvFlags,
+        mut each: impl FnMut(Header, &[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
         let mut buffer = vec![0u8; 1 << 16];
-        let (_, length) = recv(&self.socket, &mut buffer, RecvFlags::TRUNC)?;
+        let (_, length) = match recv(&self.socket, &mut buffer, flags | RecvFlags::TRUNC) {
+            Err(Errno::AGAIN) => return Ok(false),
+            received => received?,
+        };
         if length > buffer.len() {
             return Err(io::Error::other("a netlink message is longer than 64 KiB"));
         }
@@ -234,7 +204,7 @@ impl Netlink {
             each(header, body)?;
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -123,23 +123,37 @@ pub(super) fn create_link(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
+/// What an iterator's program writes while the kernel runs it for all that it goes through.
+pub(super) struct IteratorOutput(File);
+
+impl IteratorOutput {
+    /// Begins a run; sockets are those of the calling thread's network namespace.
+    pub(super) fn begin(link: impl AsFd) -> io::Result<Self> {
+        let mut attributes = attributes();
+        attributes.iter_create.link_fd = raw(&link);
+        bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(|output| Self(owned(output).into()))
+    }
+
+    /// Lets the program run on until it has written about so many bytes (32 KiB at most). 0: it has
+    /// been through all.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                // The kernel looks at a million objects at most without a rest.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+}
+
 /// Runs an iterator's program, which writes nothing, for everything that it goes through; sockets
 /// are those of the calling thread's network namespace.
 pub(super) fn run_iterator(link: impl AsFd) -> io::Result<()> {
-    let mut attributes = attributes();
-    attributes.iter_create.link_fd = raw(&link);
-    let mut iterator = File::from(bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned)?);
-    let mut nothing = [0; 64];
-    loop {
-        match iterator.read(&mut nothing) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            // The kernel looks at a million objects at most without a rest.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let mut output = IteratorOutput::begin(link)?;
+    while output.read(&mut [0; 64])? > 0 {}
+    Ok(())
 }
 
 /// Replaces the program of a link, atomically.

@@ -159,6 +159,10 @@ pub struct Connection {
     pub low_sock: u64,
     /// Address of the higher end's `tcp_sock`.
     pub high_sock: u64,
+    /// The lower end's socket, as the kernel names it (`SO_COOKIE`), since it was set.
+    pub low_cookie: u64,
+    /// The same of the higher end.
+    pub high_cookie: u64,
     /// Bytes redirected from the lower end.
     pub low_bytes: u64,
     /// Bytes redirected from the higher end.
@@ -171,6 +175,19 @@ pub struct Connection {
     /// Against whose share it counts: [`CHARGED`] until the socket of that pod closes, then
     /// [`CHARGED_TO_SERVER`] while only the server's pod on this node has not closed; else 0.
     pub charged: u64,
+}
+
+/// What the program `judge_connections` has found out about a connection. It writes this, and
+/// behind it the [`Connection`] as it was before.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Judged {
+    /// The connection.
+    pub key: ConnectionKey,
+    /// The decision of the policy that is in force.
+    pub decision: Decision,
+    /// 1 where it was judged just now; 0 where it had been marked with [`CONNECTION_CUT`] before.
+    pub now: u32,
 }
 
 /// A record counts against the pod that opened it; one of a client that is elsewhere, or of the
@@ -222,4 +239,4 @@ pub const CONNECTION_CUT: u8 = 1 << 6;
 /// Its client is elsewhere: the server's end made the record.
 pub const CONNECTION_ACCEPTED: u8 = 1 << 7;
 
-crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection, Lagging);
+crate::pod!(ConnectionKey, SocketKey, Origin, ProvenSource, Connection, Judged, Lagging);

@@ -3,8 +3,8 @@
 //! Everything here is `#[repr(C)]` without implicit padding, so that the bytes in a map are
 //! defined. [`LAYOUT_VERSION`] names the layout; an agent adopts pinned maps only of its own.
 //! [`judge`] is the one implementation of the policy lookup, and [`Between`] that of the judgement
-//! of both ends: the eBPF programs run them over kernel maps, the agent over its copies of these,
-//! and the tests of `weft-model` over the same tables in memory.
+//! of both ends: the eBPF programs run them over kernel maps, the tests of `weft-model` over the same
+//! tables in memory.
 #![no_std]
 
 mod address;
