@@ -14,6 +14,7 @@ use weft_common::{
     WAKES_PER_WINDOW, WINDOW_SHIFT,
 };
 
+use crate::bytes;
 use crate::maps::{FLOWS, POD_USE};
 use crate::tables;
 
@@ -83,9 +84,9 @@ pub fn emit(kind: FlowKind, pod: PodId, flow: &Flow, totals: Option<&Totals>) {
     }
     unsafe {
         (*event).time = now;
-        (*event).source = *flow.source;
-        (*event).destination = *flow.destination;
-        (*event).dialled = *flow.dialled;
+        bytes::copy(flow.source, &raw mut (*event).source);
+        bytes::copy(flow.destination, &raw mut (*event).destination);
+        bytes::copy(flow.dialled, &raw mut (*event).dialled);
         (*event).source_pod = flow.source_pod;
         (*event).destination_pod = flow.destination_pod;
         (*event).decision = flow.decision;

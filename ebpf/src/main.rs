@@ -4,6 +4,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod bytes;
 mod connect;
 mod connection;
 mod context;

@@ -347,19 +347,22 @@ fn headers(skb: *mut __sk_buff, offset: u32, v6: bool, packet: &mut Packet) -> O
 /// A packet of which nothing is known.
 #[inline(always)]
 pub fn unread() -> Packet {
+    // Of a zero that it knows the compiler makes a call of a loop over bytes.
+    let zero = tables::zero();
+    let nowhere = Address([zero; 4]);
     Packet {
-        source: Address::UNSPECIFIED,
-        destination: Address::UNSPECIFIED,
-        protocol: 0,
-        part: Part::WHOLE,
-        id: 0,
-        source_port: 0,
-        destination_port: 0,
-        sequence: 0,
-        tcp_flags: 0,
-        payload: 0,
-        icmp: Icmp { kind: 0, v6: 0 },
-        inner: 0,
+        source: nowhere,
+        destination: nowhere,
+        protocol: zero as u8,
+        part: Part(zero as u8),
+        id: zero,
+        source_port: zero as u16,
+        destination_port: zero as u16,
+        sequence: zero,
+        tcp_flags: zero as u8,
+        payload: zero as u8,
+        icmp: Icmp { kind: zero as u8, v6: zero as u8 },
+        inner: zero,
     }
 }
 

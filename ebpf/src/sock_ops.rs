@@ -20,6 +20,7 @@ use weft_common::{
 };
 
 use crate::atomic;
+use crate::bytes;
 use crate::connection::{self, NotAdded};
 use crate::context::{self, TCP};
 use crate::lagging;
@@ -92,12 +93,21 @@ fn on_event<const PROXY: bool>(ctx: &SockOpsContext) -> u32 {
     OK
 }
 
-/// The state of a socket of a pod, or of the proxy, whichever the program is for: in a cluster
-/// the proxy is below the pods' root, too, and both programs see its sockets.
+/// Whether a socket is a pod's, or the proxy's, whichever the program is for: in a cluster the
+/// proxy is below the pods' root, too, and both programs see its sockets.
 #[inline(always)]
-fn state_of<const PROXY: bool>(socket: *mut c_void) -> Option<&'static mut SocketState> {
-    let state = context::state(socket)?;
-    if (state.flags & SOCKET_OF_PROXY != 0) == PROXY { Some(state) } else { None }
+fn is_own<const PROXY: bool>(state: &SocketState) -> bool {
+    (state.flags & SOCKET_OF_PROXY != 0) == PROXY
+}
+
+/// The same of a socket that is watched, if it has a record. A pod's without state has been
+/// accepted and joined: see `passive`.
+#[inline(always)]
+fn is_recorded<const PROXY: bool>(state: &Option<&'static mut SocketState>) -> bool {
+    match state {
+        Some(state) => is_own::<PROXY>(state) && state.flags & SOCKET_RECORDED != 0,
+        None => !PROXY,
+    }
 }
 
 #[inline(always)]
@@ -236,7 +246,10 @@ fn unattested<const CLIENT: bool>(socket: *mut c_void, ends: &SocketKey) -> bool
 /// A client's connection stands.
 #[inline(never)]
 fn active<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) {
-    let Some(state) = state_of::<PROXY>(socket) else { return };
+    let Some(state) = context::state(socket) else { return };
+    if !is_own::<PROXY>(state) {
+        return;
+    }
     state.flags &= !SOCKET_AWAITS_PROXY;
     if state.flags & SOCKET_RECORDED == 0 || state.flags & SOCKET_ACCELERATE == 0 {
         return;
@@ -277,13 +290,22 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     if !connection::vouches(record) {
         return true;
     }
-    let Some(state) = context::state_or_new(socket) else { return true };
+    let from_proxy = flags & CONNECTION_FROM_PROXY != 0;
     let own = unsafe { bpf_skc_to_tcp_sock(socket) } as u64;
     connection::set_socket_at(record, low, ops, own);
     unsafe { (*record).flags |= CONNECTION_ESTABLISHED };
-    let joined = record;
+    watch_state(ops);
+    // It has sent nothing yet: its process does not have it.
+    if flags & CONNECTION_ACCELERATE != 0 && join(ops, socket, &key) {
+        sk_msg::begin_redirection(record, low);
+        // State would only save its few packets the look at the record, and costs more than that.
+        if !PROXY && !from_proxy {
+            return true;
+        }
+    }
+    let Some(state) = context::state_or_new(socket) else { return true };
     let record = unsafe { &*record };
-    state.origin = record.origin;
+    bytes::copy(&record.origin, &mut state.origin);
     state.server = record.server;
     state.decision = record.decision;
     state.generation = record.generation;
@@ -294,15 +316,10 @@ fn passive<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void) -> bo
     }
     if PROXY {
         socket_flags |= SOCKET_OF_PROXY | SOCKET_HAS_ORIGIN;
-    } else if flags & CONNECTION_FROM_PROXY != 0 {
+    } else if from_proxy {
         socket_flags |= SOCKET_SHOWS_PEER;
     }
     state.flags = socket_flags;
-    watch_state(ops);
-    // It has sent nothing yet: its process does not have it.
-    if flags & CONNECTION_ACCELERATE != 0 && join(ops, socket, &key) {
-        sk_msg::begin_redirection(joined, low);
-    }
     true
 }
 
@@ -343,7 +360,7 @@ fn record_accepted(ops: *mut bpf_sock_ops, key: &SocketKey, state: &mut SocketSt
 /// Copies what a socket knows of its connection into the record.
 #[inline(always)]
 fn fill(record: &mut Connection, state: &SocketState) {
-    record.origin = state.origin;
+    bytes::copy(&state.origin, &mut record.origin);
     record.server = state.server;
     record.decision = state.decision;
     record.generation = state.generation;
@@ -367,8 +384,7 @@ fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) -> bool {
 /// `shutdown`, with the socket locked. The proxy's sockets do not block.
 #[inline(never)]
 fn finishing(ops: *mut bpf_sock_ops, socket: *mut c_void) {
-    let Some(state) = state_of::<false>(socket) else { return };
-    if state.flags & SOCKET_RECORDED == 0 {
+    if !is_recorded::<false>(&context::state(socket)) {
         return;
     }
     let key = context::socket_of_ops(ops);
@@ -388,11 +404,13 @@ fn finishing(ops: *mut bpf_sock_ops, socket: *mut c_void) {
 /// A socket is closed, or will not be connected.
 #[inline(never)]
 fn closed<const PROXY: bool>(ops: *mut bpf_sock_ops, socket: *mut c_void, from: u32) {
-    let Some(state) = state_of::<PROXY>(socket) else { return };
-    if state.flags & SOCKET_RECORDED == 0 {
+    let state = context::state(socket);
+    if !is_recorded::<PROXY>(&state) {
         return;
     }
-    state.flags &= !(SOCKET_ADMITTED | SOCKET_RECORDED);
+    if let Some(state) = state {
+        state.flags &= !(SOCKET_ADMITTED | SOCKET_RECORDED);
+    }
     let key = context::socket_of_ops(ops);
     let (connection, low) = key.connection();
     let Some(record) = connection::find(&connection) else { return };

@@ -10,6 +10,7 @@ use weft_common::{
     SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY,
 };
 
+use crate::bytes;
 use crate::context;
 
 const SOL_IP: i32 = 0;
@@ -120,8 +121,8 @@ pub fn proxy_setsockopt(ctx: SockoptContext) -> i32 {
         }
         let proven = value as *const ProvenSource;
         let Some(state) = context::state_or_new(socket.cast()) else { return PASS };
-        state.origin.source = (*proven).source;
-        state.origin.destination = (*proven).destination;
+        bytes::copy(&(*proven).source, &mut state.origin.source);
+        bytes::copy(&(*proven).destination, &mut state.origin.destination);
         state.flags = SOCKET_HAS_SOURCE | SOCKET_OF_PROXY;
         write_volatile(&raw mut (*option).optlen, HANDLED);
     }
