@@ -50,8 +50,11 @@ pub static CONNECTIONS: HashMap<ConnectionKey, Connection> =
 /// A record of which nothing is known, from which records are made: it is too large for the stack.
 #[map]
 pub static BLANK: Array<Connection> = Array::with_max_entries(1, 0);
+/// Both ends of every connection that is joined. A connection that finds it full goes over TCP. No
+/// larger than is of use: each connection touches four of its buckets, all over it, and with four
+/// times the entries a new connection took 4 % longer.
 #[map]
-pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(262_144, 0);
+pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(65_536, 0);
 /// Readers to be woken, by the address of their `tcp_sock`.
 #[map]
 pub static LAGGING: HashMap<u64, Lagging> = HashMap::with_max_entries(262_144, LAZY);

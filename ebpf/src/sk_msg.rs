@@ -175,11 +175,11 @@ pub fn reader_may_lag(record: *mut Connection, low: bool) -> bool {
 #[inline(always)]
 fn has_read_redirected(record: *mut Connection, low: bool) -> bool {
     let began = unsafe { read_volatile(began(record, low)) };
-    // Iterators do not have the coarse clock, which is behind this one.
-    let now = unsafe { bpf_ktime_get_ns() };
     if began == 0 {
         return true;
     }
+    // Iterators do not have the coarse clock, which is behind this one.
+    let now = unsafe { bpf_ktime_get_ns() };
     if now.saturating_sub(began) <= SETTLING {
         return false;
     }

@@ -14,9 +14,9 @@ use aya_ebpf::programs::SockOpsContext;
 use weft_common::{
     CONFIG_READY, CONNECTION_ACCELERATE, CONNECTION_ACCEPTED, CONNECTION_CLIENT_LOW,
     CONNECTION_CUT, CONNECTION_ESTABLISHED, CONNECTION_FROM_PROXY, CONNECTION_PROVEN,
-    CONNECTION_TO_PROXY, Connection, Path, SOCKET_ACCELERATE, SOCKET_ACCEPTED, SOCKET_ADMITTED,
-    SOCKET_AWAITS_PROXY, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE, SOCKET_OF_PROXY,
-    SOCKET_PROVEN, SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
+    CONNECTION_TO_PROXY, Connection, Counter, Path, SOCKET_ACCELERATE, SOCKET_ACCEPTED,
+    SOCKET_ADMITTED, SOCKET_AWAITS_PROXY, SOCKET_CLIENT, SOCKET_HAS_ORIGIN, SOCKET_HAS_SOURCE,
+    SOCKET_OF_PROXY, SOCKET_PROVEN, SOCKET_RECORDED, SOCKET_SHOWS_PEER, SocketKey, SocketState,
 };
 
 use crate::atomic;
@@ -32,6 +32,7 @@ use crate::verdict::{self, Between};
 
 /// The program has no opinion on what the kernel asks it.
 const OK: u32 = 1;
+const E2BIG: i32 = -7;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_FIN_WAIT1: u32 = 4;
 const TCP_FIN_WAIT2: u32 = 5;
@@ -375,7 +376,11 @@ fn join(ops: *mut bpf_sock_ops, socket: *mut c_void, key: &SocketKey) -> bool {
         return false;
     }
     let mut key = *key;
-    SOCKETS.update(&mut key, unsafe { &mut *ops }, 0).is_ok()
+    let joined = SOCKETS.update(&mut key, unsafe { &mut *ops }, 0);
+    if joined == Err(E2BIG) {
+        tables::count(Counter::SocketsFull);
+    }
+    joined.is_ok()
 }
 
 /// A pod's socket is about to send its FIN, and its process may go on reading. A reader of a

@@ -167,7 +167,7 @@ impl Reconciler {
     }
 
     fn counters(&self) -> HashMap<String, u64> {
-        const NAMES: [(Counter, &str); 7] = [
+        const NAMES: [(Counter, &str); 8] = [
             (Counter::EventsLost, "events_lost"),
             (Counter::Redirected, "redirected"),
             (Counter::HeldByReader, "held_by_reader"),
@@ -175,6 +175,7 @@ impl Reconciler {
             (Counter::Denied, "denied"),
             (Counter::ConnectionsFull, "connections_full"),
             (Counter::Forged, "forged"),
+            (Counter::SocketsFull, "sockets_full"),
         ];
         match self.kernel.counters() {
             Ok(counters) => NAMES

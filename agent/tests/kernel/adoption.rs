@@ -5,7 +5,7 @@ use aya::programs::links::PinnedLink;
 use weft_agent::kernel::{Kernel, OpenError, ProxyCgroup, Remains, cgroups, programs_on_hooks};
 use weft_common::CONFIG_READY;
 
-use crate::fixture::{Fixture, pod, tables};
+use crate::fixture::{self, Fixture, pod, tables};
 
 #[test]
 fn loads_and_attaches_every_program() {
@@ -92,7 +92,7 @@ fn another_cgroup_takes_the_links_over() {
     let other = fixture.cgroup("other");
     let mut options = fixture.options();
     options.pods_cgroup = other;
-    let kernel = Kernel::open(options).unwrap();
+    let kernel = fixture::open(&options);
     for (hook, programs) in &kernel.status().unwrap().on_pods_cgroup {
         assert_eq!(programs.len(), 1, "{hook}");
     }
@@ -139,10 +139,10 @@ fn remove_leaves_nothing() {
     let _held = open_links(&fixture.pins);
     let attached = || programs_on_hooks(&fixture.root).unwrap().into_iter();
     assert_ne!(attached().filter(|program| program.cgroup == fixture.root).count(), 0);
-    Kernel::remove(&fixture.pins).unwrap();
+    fixture::remove(&fixture.pins);
     assert!(!fixture.pins.exists());
     assert_eq!(attached().find(|program| program.cgroup == fixture.root), None);
-    Kernel::remove(&fixture.pins).unwrap();
+    fixture::remove(&fixture.pins);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn an_adopted_map_gets_another_size_and_keeps_its_entries() {
     let open = |size| {
         let mut options = fixture.options();
         options.map_sizes.set("ADDRESSES", size);
-        Kernel::open(options).unwrap_or_else(|error| panic!("{error}"))
+        fixture::open(&options)
     };
     let one = tables(vec![pod(7, "a", "10.9.0.1", 40)], 40, true);
     let two = tables(vec![pod(7, "a", "10.9.0.1", 40), pod(8, "b", "10.9.0.2", 40)], 40, true);
@@ -191,7 +191,7 @@ fn the_proxys_programs_follow_its_cgroup() {
     let fixture = Fixture::new();
     let mut options = fixture.options();
     options.proxy_cgroup = ProxyCgroup::Awaited;
-    let mut kernel = Kernel::open(options.clone()).unwrap();
+    let mut kernel = fixture::open(&options);
     assert!(proxy_programs(&kernel).is_empty(), "nobody has connected");
     // The container is started, and started again.
     let [first, second] = ["first", "second"].map(|name| fixture.cgroup(name));
@@ -206,11 +206,11 @@ fn the_proxys_programs_follow_its_cgroup() {
     drop(kernel);
     // The agent alone is started again: its programs take the place of the earlier ones, and the
     // links stay where they are.
-    let kernel = Kernel::open(options).unwrap();
+    let kernel = fixture::open(&options);
     assert!(kernel.adopted());
     assert_eq!(Remains::pinned_under(&fixture.pins).unwrap().links, held.links);
     drop(kernel);
-    Kernel::remove(&fixture.pins).unwrap();
+    fixture::remove(&fixture.pins);
     weft_tests::eventually("everything to be freed", || {
         held.left().unwrap().is_empty().then_some(())
     })

@@ -3,11 +3,9 @@ use std::time::{Duration, Instant};
 use weft_agent::kernel::Kernel;
 use weft_common::{CHARGED, CONNECTION_CUT, Counter, FlowEvent, FlowKind, Path, Reason};
 
-use crate::node::Node;
+use crate::node::{Node, PATIENCE};
 
 const PORT: u16 = 7000;
-/// How long what is waited for may take before the wait is given up, on a busy machine, too.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn forbidden_connections_are_cut_and_others_go_on() {
@@ -97,6 +95,35 @@ fn records_of_a_server_that_never_closes_are_bounded() {
         node.kernel.list_connections().unwrap().is_empty().then_some(())
     })
     .unwrap();
+}
+
+/// Where there is room for one connection and a half, one of them is accelerated, and all work.
+#[test]
+fn what_finds_the_map_of_sockets_full_goes_over_tcp() {
+    if weft_tests::skipped_without_root() {
+        return;
+    }
+    let mut node = Node::with(|options| {
+        options.map_sizes.set("SOCKETS", 3);
+    });
+    node.kernel.apply(&node.tables(true)).unwrap();
+    let run = node.server.tool("serve").unwrap().args(["--tcp", &PORT.to_string(), "--quiet"]);
+    let mut server = run.args(["--mode", "trade"]).spawn().unwrap();
+    server.await_event(PATIENCE, "listening").unwrap();
+    let to = [node.server.v4(PORT), node.server.v6(PORT)];
+    let mut clients: Vec<_> = to.into_iter().chain(to).map(|to| node.trade(to)).collect();
+    let counters = weft_tests::eventually("words to be redirected", || {
+        let counters = node.kernel.counters().unwrap();
+        (counters.get(Counter::Redirected) > 1000).then_some(counters)
+    })
+    .unwrap();
+    assert_eq!(counters.get(Counter::SocketsFull), 5);
+    for (client, writer) in &mut clients {
+        *writer = std::io::pipe().unwrap().1;
+        let traded = client.await_event(PATIENCE, "traded").unwrap();
+        assert_eq!(traded["in_order"], true, "{traded}");
+        assert_ne!(traded["words"], 0, "{traded}");
+    }
 }
 
 #[test]

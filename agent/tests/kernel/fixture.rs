@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use weft_agent::kernel::{Kernel, Options, cgroups};
+use weft_agent::kernel::{Kernel, OpenError, Options, Removed, cgroups};
 use weft_common::{
     ADDRESS_LOCAL, ADDRESS_MESHED, Address, AddressEntry, Decision, POD_ACCELERATE, POD_ENROLLED,
     Pod, PolicyEntry, PortKey, Reason,
@@ -34,7 +34,7 @@ impl Fixture {
     }
 
     pub fn open(&self) -> Kernel {
-        Kernel::open(self.options()).unwrap_or_else(|error| panic!("{error}"))
+        open(&self.options())
     }
 
     /// Makes a cgroup below the root.
@@ -45,9 +45,28 @@ impl Fixture {
     }
 }
 
+/// Loads and attaches the programs.
+pub fn open(options: &Options) -> Kernel {
+    unlocked(|| Kernel::open(options.clone())).unwrap()
+}
+
+/// Removes what has been pinned.
+pub fn remove(pins: &Path) -> Removed {
+    unlocked(|| Kernel::remove(pins)).unwrap()
+}
+
+/// Does what needs the lock of an agent that has ended. A process that another test is just
+/// starting has a copy of what this one had open, and so the lock, until it runs its program.
+fn unlocked<T>(mut act: impl FnMut() -> Result<T, OpenError>) -> anyhow::Result<T> {
+    Ok(weft_tests::eventually("the lock of the pins", || match act() {
+        Err(OpenError::AnotherAgent { .. }) => None,
+        done => Some(done),
+    })??)
+}
+
 impl Drop for Fixture {
     fn drop(&mut self) {
-        if let Err(error) = Kernel::remove(&self.pins) {
+        if let Err(error) = unlocked(|| Kernel::remove(&self.pins)) {
             eprintln!("{error}");
         }
         remove_cgroups(&self.root);

@@ -1,15 +1,22 @@
-use std::net::IpAddr;
+use std::fs::File;
+use std::io::PipeWriter;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_agent::kernel::{Kernel, Options, cgroups};
 use weft_model::compile::{LocalPod, Tables};
-use weft_tests::{Cluster, Pod, PodSpec};
+use weft_tests::{Cluster, Pod, PodSpec, Process};
 
-use crate::fixture::{pod, tables};
+use crate::fixture::{self, pod, tables};
 
 /// The subject of every pod for what reaches it.
 const SUBJECT: u32 = 40;
+
+/// How long what is waited for may take before the wait is given up, on a busy machine, too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node with a client's and a server's pod, whose programs this process holds in the kernel.
 pub struct Node {
@@ -53,13 +60,23 @@ impl Node {
         let mut options = Options::new(&pins.0, &root);
         options.settings.connections_per_pod = 100_000;
         change(&mut options);
-        let mut kernel = Kernel::open(options).unwrap_or_else(|error| panic!("{error}"));
+        let mut kernel = fixture::open(&options);
         for found in cgroups::find_pods(&root).unwrap() {
             let id = if *found.uid == *client.uid() { Self::CLIENT } else { Self::SERVER };
             kernel.bind_cgroup(found.id, id).unwrap();
         }
         assert_eq!(kernel.bound_cgroups().len(), 2);
         Self { kernel, client, server, pins, cluster }
+    }
+
+    /// A process of the client's that trades numbered words with a server until what it reads from,
+    /// the pipe, is closed.
+    pub fn trade(&self, to: SocketAddr) -> (Process, PipeWriter) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let run = self.client.tool("trade").unwrap().arg(to.to_string());
+        let mut client = run.stdin(File::from(OwnedFd::from(reader))).spawn().unwrap();
+        client.await_event(PATIENCE, "trading").unwrap();
+        (client, writer)
     }
 
     /// Everyone may reach the pods, or nobody.

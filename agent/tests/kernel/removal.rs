@@ -1,20 +1,14 @@
 //! Nothing is left in the kernel, while connections that were accelerated go on.
 
-use std::fs::File;
-use std::io::PipeWriter;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
-
 use rustix::process::Signal;
-use weft_agent::kernel::{Kernel, Remains, Removed};
+use weft_agent::kernel::{Remains, Removed};
 use weft_common::{Connection, Counter};
 use weft_tests::{Cluster, Process};
 
-use crate::node::Node;
+use crate::fixture;
+use crate::node::{Node, PATIENCE};
 
 const PORT: u16 = 7000;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node whose pods may talk, and its server.
 fn start(mode: &str, stall_milliseconds: &str) -> (Node, Process) {
@@ -45,7 +39,7 @@ impl Bare {
         let held = Remains::pinned_under(&pins.0).unwrap();
         assert!(held.programs.values().any(|name| name == "redirect"), "{held:?}");
         drop(kernel);
-        let removed = Kernel::remove(&pins.0).unwrap();
+        let removed = fixture::remove(&pins.0);
         assert_eq!(removed.trouble, None);
         Self { held, removed, _cluster: cluster }
     }
@@ -67,15 +61,8 @@ fn words_arrive_in_order_through_the_removal() {
         return;
     }
     let (node, server) = start("trade", "100");
-    let trade = |to: SocketAddr| -> (Process, PipeWriter) {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let run = node.client.tool("trade").unwrap().arg(to.to_string());
-        let mut client = run.stdin(File::from(OwnedFd::from(reader))).spawn().unwrap();
-        client.await_event(PATIENCE, "trading").unwrap();
-        (client, writer)
-    };
     let to = [node.server.v4(PORT), node.server.v6(PORT)];
-    let mut clients: Vec<_> = to.into_iter().chain(to).map(trade).collect();
+    let mut clients: Vec<_> = to.into_iter().chain(to).map(|to| node.trade(to)).collect();
     weft_tests::eventually("words to be redirected", || (redirected(&node) > 2000).then_some(()))
         .unwrap();
     let bare = Bare::new(node);

@@ -2,7 +2,7 @@ use weft_agent::kernel::ApplyError;
 use weft_common::AddressEntry;
 use weft_model::compile::Tables;
 
-use crate::fixture::{Fixture, host, pod, tables};
+use crate::fixture::{self, Fixture, host, pod, tables};
 
 #[test]
 fn a_change_writes_only_what_differs() {
@@ -27,7 +27,7 @@ fn a_full_map_leaves_the_last_good_state_in_force() {
     let fixture = Fixture::new();
     let mut options = fixture.options();
     options.map_sizes.set("ADDRESSES", 4);
-    let mut kernel = weft_agent::kernel::Kernel::open(options).unwrap();
+    let mut kernel = fixture::open(&options);
     let good = tables(vec![pod(7, "a", "10.9.0.1", 40)], 40, true);
     kernel.apply(&good).unwrap();
 
@@ -51,7 +51,7 @@ fn a_map_that_fills_while_it_is_written_is_rolled_back() {
     let fixture = Fixture::new();
     let mut options = fixture.options();
     options.map_sizes.set("CGROUPS", 1);
-    let mut kernel = weft_agent::kernel::Kernel::open(options).unwrap();
+    let mut kernel = fixture::open(&options);
     kernel.bind_cgroup(1, 7).unwrap();
     let error = kernel.bind_cgroup(2, 8).unwrap_err();
     assert!(matches!(error, ApplyError::Full { map: "CGROUPS", size: 1, needed: 2 }), "{error}");

@@ -77,6 +77,8 @@ pub enum Counter {
     ConnectionsFull = 5,
     /// Frames from a pod's interface dropped for their source address.
     Forged = 6,
+    /// Ends of connections that are not accelerated because `SOCKETS` is full.
+    SocketsFull = 7,
 }
 
 /// Number of [`Counter`]s.
