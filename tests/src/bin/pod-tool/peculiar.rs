@@ -2,7 +2,7 @@
 //! directions, whichever path the mesh has taken for them, carry the bytes.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -62,7 +62,7 @@ pub fn run(way: Way, to: SocketAddr) -> Result<()> {
         Way::Peek => peek(&stream),
         Way::Fionread => fionread(&stream),
         Way::HalfClose => half_close(&stream),
-        Way::Linger => linger(stream),
+        Way::Linger => linger(stream.peer_addr()?),
         Way::Splice => splice_both_ways(&stream),
         Way::Sendfile => sendfile(&stream),
         Way::Epoll => edge_triggered(&stream),
@@ -141,22 +141,31 @@ fn half_close(mut stream: &TcpStream) -> Result<()> {
     }
 }
 
-fn linger(stream: TcpStream) -> Result<()> {
+fn linger(to: SocketAddr) -> Result<()> {
+    // One that the kernel does not give out: what other connections leave in TIME-WAIT holds theirs.
+    let port = 10_000 + (std::process::id() % 20_000) as u16;
+    let stream = connect_from(port, to)?;
+    round_trip(&stream, b"warm")?;
     (&stream).write_all(b"lost")?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    let (to, local) = (stream.peer_addr()?, stream.local_addr()?);
     drop(stream);
     // After a reset there is no TIME-WAIT: the same four-tuple is free.
+    round_trip(&connect_from(port, to)?, b"again")
+}
+
+fn connect_from(port: u16, to: SocketAddr) -> Result<TcpStream> {
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(to),
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
-    socket.bind(&local.into())?;
+    socket.bind(&SocketAddr::new(any, port).into()).with_context(|| format!("port {port}"))?;
     socket.connect_timeout(&to.into(), PATIENCE)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE))?;
-    round_trip(&stream, b"again")
+    Ok(stream)
 }
 
 fn splice_both_ways(stream: &TcpStream) -> Result<()> {
